@@ -1,0 +1,82 @@
+"""One dispatch for every weight matrix: `linear(x, leaf)` is `x @ leaf.T`, whatever the leaf is made of.
+
+A leaf is an array `[out, in]` or an object of a registered class (quantized codes, low-rank adapters, gathered
+rows). Registered classes must be pytrees whose arrays have a leading layer axis when they are stacked, so that
+`lax.scan` can slice them like arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxlab.errors import InputError
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+"""Names of the weight matrices of a block, in the order in which the forward pass uses them."""
+
+
+class _Rule(NamedTuple):
+    apply: Callable[[Array, Any], Array]
+    dense: Callable[[Any], Array]
+
+
+_RULES: dict[type, _Rule] = {}
+
+
+def linear(x: Float[Array, "... inputs"], leaf: Any) -> Float[Array, "... outputs"]:
+    """x @ W.T for the matrix W `[outputs, inputs]` that `leaf` stands for.
+
+    Raises:
+        InputError: the leaf is neither an array nor of a registered class, or its width is not that of `x`.
+    """
+    rule = _rule(leaf)
+    if rule is not None:
+        return rule.apply(x, leaf)
+    if leaf.ndim != 2 or leaf.shape[1] != x.shape[-1]:
+        raise InputError(f"linear: a leaf of shape {leaf.shape} cannot act on inputs of width {x.shape[-1]}")
+    dtype = jnp.promote_types(x.dtype, leaf.dtype)
+    contract_last = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x.astype(dtype), jnp.asarray(leaf, dtype), contract_last)
+
+
+def dense(leaf: Any) -> Float[Array, "outputs inputs"]:
+    """The matrix `[outputs, inputs]` that `leaf` stands for, as an array.
+
+    Raises:
+        InputError: the leaf is neither an array nor of a registered class.
+    """
+    rule = _rule(leaf)
+    return jnp.asarray(leaf) if rule is None else rule.dense(leaf)
+
+
+def register_linear(cls: type, apply: Callable[[Array, Any], Array], dense: Callable[[Any], Array]) -> None:
+    """Let instances of `cls` (and of its subclasses) stand where a weight matrix can.
+
+    Args:
+        cls: a class registered as a pytree.
+        apply: `(x [..., in], leaf) -> x @ W.T`.
+        dense: `leaf -> W [out, in]`.
+    """
+    _RULES[cls] = _Rule(apply, dense)
+
+
+def is_linear_leaf(leaf: Any) -> bool:
+    """Whether `leaf` is of a registered class; the `is_leaf` of tree maps that should not look inside one."""
+    return any(base in _RULES for base in type(leaf).__mro__)
+
+
+def _rule(leaf: Any) -> _Rule | None:
+    """The registered rule of a leaf; None for arrays."""
+    if isinstance(leaf, (jax.Array, np.ndarray)):
+        return None
+    for base in type(leaf).__mro__:
+        if base in _RULES:
+            return _RULES[base]
+    raise InputError(
+        f"linear: a leaf of type {type(leaf).__name__} is neither an array nor of a class given to register_linear"
+    )
