@@ -1,7 +1,7 @@
 """What a person sees while a run is going: stages with a bar, a rate and the figure that matters.
 
-On a terminal each stage is a rich progress bar; elsewhere (a log file, a test) it is one line when the stage ends.
-Both go to standard error, so that standard output carries results alone.
+On a terminal each stage is a rich progress bar; elsewhere (a log file, a test) it is one line when the stage
+ends. Both go to standard error, so that standard output carries results alone.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class Stage:
         self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
 
     def advance(self, amount: float = 1, **figures: object) -> None:
-        """Counts `amount` more units as done, and shows `figures` (say `ppl=19.8`) in place of the earlier ones."""
+        """Counts `amount` more units as done, and shows `figures` (say `ppl=19.8`)."""
         self.done += amount
         self.figures.update(figures)
         if self._bar is not None:

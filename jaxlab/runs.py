@@ -1,8 +1,8 @@
 """The folder that every run writes: what was asked, what happened step by step, what came out.
 
-A run folder holds `config.json`, `metrics.jsonl` (a line a step), `summary.json` (the final figures; there only once
-the run has finished), `figures/`, the run's artefacts and, while it is unfinished, `checkpoints/`. Each file is whole
-or absent at every moment, so that a run killed at any point goes on with `resume=True`.
+A run folder holds `config.json`, `metrics.jsonl` (a line a step), `summary.json` (the final figures; there only
+once the run has finished), `figures/`, the run's artefacts and, while it is unfinished, `checkpoints/`. Each file
+is whole or absent at every moment, so that a run killed at any point goes on with `resume=True`.
 """
 
 import contextlib
@@ -79,15 +79,15 @@ class RunFolder:
         """Creates the folder, or with `resume` opens the one that an interrupted run left.
 
         Args:
-          out: the folder; None means `runs/SYSTEM-TIMESTAMP`, or with `resume` the latest unfinished run of the same
-            system and configuration under `runs/`.
+          out: the folder; None means `runs/SYSTEM-TIMESTAMP`, or with `resume` the latest unfinished run of the
+            same system and configuration under `runs/`.
           config: the recipe's `Config`, a dataclass.
           resume: go on with the run in `out`; one that is not there yet starts from the beginning.
           system: name of the system; None means the name of the module that defines `config`.
 
         Raises:
-          InputError: the folder holds something else, another configuration, or a run while `resume` is False;
-            or another process is writing to it.
+          InputError: the folder holds something else, another configuration, or a run while `resume` is
+            False; or another process is writing to it.
         """
         self.system = system or type(config).__module__.rpartition(".")[2].replace("_", "-")
         if out is None:
@@ -126,7 +126,7 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the run so far, those before an interruption included (up to its last metrics line)."""
+        """Wall-clock seconds of the run so far, with those before an interruption up to its last metrics line."""
         return self._seconds_before + time.monotonic() - self._started
 
     def log(self, **values: Any) -> None:
@@ -160,12 +160,12 @@ class RunFolder:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] in _RESERVED:
             raise InputError(
-                f"artefact name {name!r} must be a relative path and none of {', '.join(_RESERVED)}"
+                f"artefact name {name!r} must be a relative path, none of {', '.join(_RESERVED)}"
             )
         return self.path / path
 
     def checkpoint(self, step: int, tree: Any) -> None:
-        """Saves a pytree of arrays and numbers under `step`; replaces the checkpoint of an earlier step once whole."""
+        """Saves a pytree of arrays and numbers; once whole, it replaces the checkpoint of an earlier step."""
         import orbax.checkpoint as ocp
 
         self._checkpoints().save(step, args=ocp.args.StandardSave(tree), force=True)
@@ -265,7 +265,7 @@ def latest_unfinished(system: str, config: Any, root: str | os.PathLike[str] = "
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """`config.json` of a run folder: `{"system": ..., "jaxlab": version, "config": {...}}`; None if there is none.
+    """`config.json` of a run folder, `{"system": ..., "jaxlab": version, "config": {...}}`; None if absent.
 
     Raises:
       InputError: the file is not a run's.
@@ -277,7 +277,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a run folder's `metrics.jsonl`; a last line that a killed run left torn is passed over."""
+    """The lines of a run folder's `metrics.jsonl`; a torn last line (of a killed run) is passed over."""
     file = Path(path) / "metrics.jsonl"
     if not file.exists():
         return []
