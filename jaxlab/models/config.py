@@ -1,4 +1,4 @@
-"""Static description of a decoder-only language model: everything that shapes its forward pass but no weight."""
+"""Static description of a decoder-only language model: all that shapes its forward pass but the weights."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,8 +18,8 @@ class RopeScaling:
         kind: "linear" divides every frequency by `factor`; "llama3" divides only the low ones, with a smooth
             passage between the two wavelength bounds.
         factor: stretch, > 0.
-        low_freq_factor: wavelengths above original_max_positions / low_freq_factor are stretched fully (llama3).
-        high_freq_factor: wavelengths below original_max_positions / high_freq_factor are kept (llama3).
+        low_freq_factor: wavelengths above original_max_positions / low_freq_factor are stretched in full.
+        high_freq_factor: wavelengths below original_max_positions / high_freq_factor are kept.
         original_max_positions: context length of pretraining (llama3).
 
     Raises:
@@ -59,7 +59,7 @@ class ModelConfig:
         mlp_size: width of the gated MLP.
         max_positions: longest sequence.
         norm_eps: added to the mean square in every RMSNorm.
-        norm_offset: RMSNorm multiplies by norm_offset + w (Gemma: 1); parameters hold w as Hugging Face stores it.
+        norm_offset: RMSNorm multiplies by norm_offset + w (Gemma: 1); parameters hold the w of Hugging Face.
         sandwich_norms: normalise each branch's output too, before the residual add (Gemma).
         qk_norm: RMSNorm of every query and key head before the rotation (Qwen3, Gemma 3).
         qkv_bias: biases on q, k, v.
@@ -71,8 +71,8 @@ class ModelConfig:
         rope_theta: base of the rotary frequencies.
         rope_theta_local: base in the layers that have a window, where it differs; None means `rope_theta`.
         rope_scaling: stretch of the frequencies (not applied where `rope_theta_local` holds).
-        layer_windows: for each layer how many positions, its own included, a query sees; None is all. An empty
-            tuple means global attention everywhere.
+        layer_windows: for each layer how many positions, its own included, a query sees; None is all. An
+            empty tuple means global attention everywhere.
         tie_embeddings: the head is the embedding.
         bos_id: beginning-of-sequence token.
         eos_ids: tokens that end a sequence.
@@ -124,7 +124,8 @@ class ModelConfig:
                 raise InputError(f"ModelConfig.{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
-                f"ModelConfig.num_heads is {self.num_heads}, not a multiple of num_kv_heads {self.num_kv_heads}"
+                f"ModelConfig.num_heads is {self.num_heads}; it must be a multiple of num_kv_heads, "
+                f"{self.num_kv_heads}"
             )
         if self.head_dim % 2:
             raise InputError(f"ModelConfig.head_dim is {self.head_dim}; rotary positions need an even width")
@@ -132,7 +133,8 @@ class ModelConfig:
             object.__setattr__(self, "layer_windows", (None,) * self.num_layers)
         if len(self.layer_windows) != self.num_layers:
             raise InputError(
-                f"ModelConfig.layer_windows has {len(self.layer_windows)} entries for {self.num_layers} layers"
+                f"ModelConfig.layer_windows has {len(self.layer_windows)} entries; "
+                f"it needs num_layers, {self.num_layers}"
             )
         if any(window is not None and window < 1 for window in self.layer_windows):
             raise InputError(

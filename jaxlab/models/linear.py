@@ -1,8 +1,8 @@
 """One dispatch for every weight matrix: `linear(x, leaf)` is `x @ leaf.T`, whatever the leaf is made of.
 
-A leaf is an array `[out, in]` or an object of a registered class (quantized codes, low-rank adapters, gathered
-rows). Registered classes must be pytrees whose arrays have a leading layer axis when they are stacked, so that
-`lax.scan` can slice them like arrays.
+A leaf is an array `[out, in]` or an object of a registered class (quantized codes, low-rank adapters,
+gathered rows). Registered classes must be pytrees whose arrays have a leading layer axis when they are
+stacked, so that `lax.scan` can slice them like arrays.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _RULES: dict[type, _Rule] = {}
 
 
 def linear(x: Float[Array, "... inputs"], leaf: Any) -> Float[Array, "... outputs"]:
-    """x @ W.T for the matrix W `[outputs, inputs]` that `leaf` stands for.
+    """Compute x @ W.T for the matrix W `[outputs, inputs]` that `leaf` stands for.
 
     Raises:
         InputError: the leaf is neither an array nor of a registered class, or its width is not that of `x`.
@@ -78,5 +78,6 @@ def _rule(leaf: Any) -> _Rule | None:
         if base in _RULES:
             return _RULES[base]
     raise InputError(
-        f"linear: a leaf of type {type(leaf).__name__} is neither an array nor of a class given to register_linear"
+        f"linear: a leaf of type {type(leaf).__name__} is neither an array nor of a class given to "
+        "register_linear"
     )

@@ -1,0 +1,269 @@
+"""The forward pass of Llama, Mistral, Qwen2, Qwen3 and Gemma 3 as pure functions of a parameter pytree.
+
+`params` is `{"embed": [V, D], "layers": {name: [L, ...]} or a tuple of per-layer dicts, "final_norm": [D],
+"head": [V, D] (absent when tied)}` with all matrices `[out, in]`. Stacked layers run under one `lax.scan`; a
+tuple runs as a Python loop of the same `block`, so that its members may differ in kind and width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxlab.models.attention import attend
+from jaxlab.models.cache import Cache, read, write
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.linear import dense, linear
+from jaxlab.models.rope import layer_geometry, rotary_factors, rotate
+from jaxlab.models.validation import check_cache, check_params, check_tokens
+
+Params = dict[str, Any]
+Taps = dict[str, Array]
+
+INPUT_SITES: dict[str, tuple[str, ...]] = {
+    "attention_input": ("q", "k", "v"),
+    "attention_output": ("o",),
+    "mlp_input": ("gate", "up"),
+    "mlp_hidden": ("down",),
+}
+"""The four inputs of a block's matrices, and the matrices that read each of them."""
+
+
+class Forward(NamedTuple):
+    """Result of `forward`: the hidden states after the final norm, and the cache with the new tokens."""
+
+    hidden: Float[Array, "batch time hidden"]
+    cache: Cache | None
+
+
+def forward(
+    params: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, "batch time"],
+    *,
+    positions: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
+    cache: Cache | None = None,
+) -> Forward:
+    """Hidden states of every token; `logits` makes them into scores over the vocabulary.
+
+    Attention is causal in the order of the axis `time`. Right padding therefore needs no mask; for left
+    padding or packed sequences give `segment_ids`.
+
+    Args:
+        params: see the module.
+        cfg: static.
+        tokens: int32, in [0, vocab_size).
+        positions: rotary positions; default 0, 1, 2, ... or, with a cache, on from each row's length.
+        segment_ids: tokens attend only to tokens of the same id. Not with a cache.
+        cache: tokens seen before; room for `time` more in every row. A row that overflows
+            is not detected where its length is traced.
+
+    Raises:
+        InputError: tokens of a wrong rank, dtype or range, a sequence longer than cfg.max_positions or than
+            the room in the cache, or parameters whose names or shapes are not those of `cfg`.
+    """
+    check_params(params, cfg)
+    check_tokens(tokens, cfg, positions=positions, segment_ids=segment_ids)
+    if cache is not None:
+        check_cache(cache, cfg, tokens, segment_ids)
+    return _forward(params, cfg, tokens, positions, segment_ids, cache)
+
+
+def logits(
+    params: Params, cfg: ModelConfig, hidden: Float[Array, "... hidden"]
+) -> Float[Array, "... vocabulary"]:
+    """Scores over the vocabulary, from hidden states after the final norm."""
+    return linear(hidden, params["embed"] if cfg.tie_embeddings else params["head"])
+
+
+def embed(
+    params: Params, cfg: ModelConfig, tokens: Int[Array, "batch time"]
+) -> Float[Array, "batch time hidden"]:
+    """Input of the first block; the factor of Gemma is rounded to the dtype of the weights (as transformers does)."""
+    table = dense(params["embed"])
+    hidden = jnp.take(table, tokens, axis=0, mode="clip")
+    return hidden if cfg.embed_scale == 1.0 else hidden * jnp.asarray(cfg.embed_scale, table.dtype)
+
+
+def block(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    hidden: Float[Array, "batch time hidden"],
+    *,
+    inverse_frequencies: Float[Array, " half_dim"],
+    window: int | Int[Array, ""] | None = None,
+    positions: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
+    cache: Cache | None = None,
+    layer_index: int | Int[Array, ""] = 0,
+) -> tuple[Float[Array, "batch time hidden"], Cache | None, Taps]:
+    """One transformer block. The numbers of heads are read off the weights, so that they may differ by layer.
+
+    Args:
+        layer: one layer's parameters.
+        cfg: static.
+        hidden: residual stream.
+        inverse_frequencies: the layer's row of `layer_geometry(cfg)[0]`.
+        window: the layer's entry of `layer_geometry(cfg)[1]`; None is global attention.
+        positions: see `forward`.
+        segment_ids: see `forward`.
+        cache: of the whole model; written and read at `layer_index`, its `length` left as it is.
+        layer_index: this layer's place in the cache.
+
+    Returns:
+        The residual stream, the cache, and taps: the inputs of the matrices by the names in `INPUT_SITES`.
+    """
+    batch, time, _ = hidden.shape
+    if positions is None:
+        positions = default_positions(batch, time, cache)
+
+    attention_input = rms_norm(hidden, layer["attn_norm"], cfg)
+    q = _heads(_affine(attention_input, layer, "q"), cfg)
+    k = _heads(_affine(attention_input, layer, "k"), cfg)
+    v = _heads(_affine(attention_input, layer, "v"), cfg)
+    if cfg.qk_norm:
+        q, k = rms_norm(q, layer["q_norm"], cfg), rms_norm(k, layer["k_norm"], cfg)
+    cos, sin = rotary_factors(inverse_frequencies, positions)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+
+    scale = cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
+    if cache is None:
+        mixed = attend(q, k, v, scale=scale, window=window, segment_ids=segment_ids)
+    else:
+        cache = write(cache, layer_index, k, v)
+        keys, values = read(cache, layer_index)
+        mixed = attend(q, keys, values, scale=scale, window=window, first_slot=cache.length)
+    attention_output = mixed.reshape(batch, time, -1)
+    branch = _affine(attention_output, layer, "o")
+    if cfg.sandwich_norms:
+        branch = rms_norm(branch, layer["post_attn_norm"], cfg)
+    hidden = hidden + branch
+
+    mlp_input = rms_norm(hidden, layer["mlp_norm"], cfg)
+    gate, up = _affine(mlp_input, layer, "gate"), _affine(mlp_input, layer, "up")
+    mlp_hidden = _ACTIVATIONS[cfg.activation](gate) * up
+    branch = _affine(mlp_hidden, layer, "down")
+    if cfg.sandwich_norms:
+        branch = rms_norm(branch, layer["post_mlp_norm"], cfg)
+    hidden = hidden + branch
+
+    taps = {
+        "attention_input": attention_input,
+        "attention_output": attention_output,
+        "mlp_input": mlp_input,
+        "mlp_hidden": mlp_hidden,
+    }
+    return hidden, cache, taps
+
+
+def run_layers(
+    params: Params,
+    cfg: ModelConfig,
+    hidden: Float[Array, "batch time hidden"],
+    *,
+    positions: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
+    cache: Cache | None = None,
+    collect: Callable[[Taps], Any] = lambda taps: None,
+) -> tuple[Float[Array, "batch time hidden"], Cache | None, Any]:
+    """All blocks one after the other, before the final norm.
+
+    Args:
+        params: see the module.
+        cfg: static.
+        hidden: what `embed` returns.
+        positions: see `forward`.
+        segment_ids: see `forward`.
+        cache: see `forward`; its `length` is left as it is.
+        collect: what to keep of each block's taps.
+
+    Returns:
+        The residual stream, the cache, and what was collected: stacked along a leading layer axis for stacked
+        layers, a tuple for a tuple of layers.
+    """
+    frequencies, windows = layer_geometry(cfg)
+    if positions is None:
+        positions = default_positions(hidden.shape[0], hidden.shape[1], cache)
+    shared = {"positions": positions, "segment_ids": segment_ids}
+    everywhere_global = all(window is None for window in cfg.layer_windows)
+
+    def step(carry: tuple[Array, Cache | None], inputs: tuple) -> tuple[tuple[Array, Cache | None], Any]:
+        layer, layer_frequencies, window, index = inputs
+        hidden, cache, taps = block(
+            layer,
+            cfg,
+            carry[0],
+            inverse_frequencies=layer_frequencies,
+            window=None if everywhere_global else window,
+            cache=carry[1],
+            layer_index=index,
+            **shared,
+        )
+        return (hidden, cache), collect(taps)
+
+    layers, carry = params["layers"], (hidden, cache)
+    if isinstance(layers, tuple):
+        collected = []
+        for index, layer in enumerate(layers):
+            carry, kept = step(carry, (layer, frequencies[index], windows[index], index))
+            collected.append(kept)
+        return *carry, tuple(collected)
+    carry, kept = lax.scan(step, carry, (layers, frequencies, windows, jnp.arange(cfg.num_layers)))
+    return *carry, kept
+
+
+def rms_norm(
+    x: Float[Array, "... width"], weight: Float[Array, " width"], cfg: ModelConfig
+) -> Float[Array, "... width"]:
+    """Compute x / rms(x) * (norm_offset + weight), in float32, returned in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + cfg.norm_eps)
+    return (normed * (cfg.norm_offset + jnp.asarray(weight, jnp.float32))).astype(x.dtype)
+
+
+def default_positions(batch: int, time: int, cache: Cache | None) -> Int[Array, "batch time"]:
+    """0, 1, 2, ... in every row, or on from the row's length in the cache."""
+    start = jnp.zeros(batch, jnp.int32) if cache is None else cache.length
+    return start[:, None] + jnp.arange(time, dtype=jnp.int32)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _forward(
+    params: Params,
+    cfg: ModelConfig,
+    tokens: Array,
+    positions: Array | None,
+    segment_ids: Array | None,
+    cache: Cache | None,
+) -> Forward:
+    hidden = embed(params, cfg, tokens)
+    hidden, cache, _ = run_layers(
+        params, cfg, hidden, positions=positions, segment_ids=segment_ids, cache=cache
+    )
+    if cache is not None:
+        cache = cache._replace(length=cache.length + tokens.shape[1])
+    return Forward(rms_norm(hidden, params["final_norm"], cfg), cache)
+
+
+def _affine(x: Array, layer: dict[str, Any], name: str) -> Array:
+    """The matrix `name` of the layer and, where the model has one, its bias."""
+    out = linear(x, layer[name])
+    bias = layer.get(f"{name}_bias")
+    return out if bias is None else out + jnp.asarray(bias, out.dtype)
+
+
+def _heads(
+    x: Float[Array, "batch time width"], cfg: ModelConfig
+) -> Float[Array, "batch time heads head_dim"]:
+    return x.reshape(*x.shape[:2], -1, cfg.head_dim)
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
