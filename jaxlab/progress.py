@@ -22,6 +22,7 @@ class Stage:
         self.total = total
         self.unit = unit
         self.done = 0.0
+        self._skipped = 0.0
         self.figures: dict[str, object] = {}
         self._started = time.monotonic()
         self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
@@ -34,6 +35,11 @@ class Stage:
             live, task = self._bar
             live.update(task, completed=self.done, figures=self.text())
 
+    def skip(self, amount: float) -> None:
+        """Counts units that an earlier, interrupted run did: part of the bar, not of the rate."""
+        self._skipped += amount
+        self.advance(amount)
+
     def show(self, **figures: object) -> None:
         """Shows figures without counting anything as done."""
         self.advance(0, **figures)
@@ -41,8 +47,8 @@ class Stage:
     def text(self) -> str:
         """Rate and figures, for instance `412 tokens/s, ppl 19.8`."""
         parts = [f"{name} {_figure(value)}" for name, value in self.figures.items()]
-        if self.unit and self.done:
-            parts.insert(0, f"{_figure(self.done / self.seconds)} {self.unit}/s")
+        if self.unit and self.done > self._skipped:
+            parts.insert(0, f"{_figure((self.done - self._skipped) / self.seconds)} {self.unit}/s")
         return ", ".join(parts)
 
     @property

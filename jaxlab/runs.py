@@ -1,8 +1,8 @@
 """The folder that every run writes: what was asked, what happened step by step, what came out.
 
-A run folder holds `config.json`, `metrics.jsonl` (a line a step), `summary.json` (the final figures; there only
-once the run has finished), `figures/`, the run's artefacts and, while it is unfinished, `checkpoints/`. Each file
-is whole or absent at every moment, so that a run killed at any point goes on with `resume=True`.
+A run folder holds `config.json`, `metrics.jsonl` (a line a step), `summary.json` (the final figures; there
+only once the run has finished), `figures/`, the run's artefacts and, while it is unfinished, `checkpoints/`.
+Each file is whole or absent at every moment, so that a run killed at any point goes on with `resume=True`.
 """
 
 import contextlib
@@ -79,8 +79,8 @@ class RunFolder:
         """Creates the folder, or with `resume` opens the one that an interrupted run left.
 
         Args:
-          out: the folder; None means `runs/SYSTEM-TIMESTAMP`, or with `resume` the latest unfinished run of the
-            same system and configuration under `runs/`.
+          out: the folder; None means `runs/SYSTEM-TIMESTAMP`, or with `resume` the latest unfinished run of
+            the same system and configuration under `runs/`.
           config: the recipe's `Config`, a dataclass.
           resume: go on with the run in `out`; one that is not there yet starts from the beginning.
           system: name of the system; None means the name of the module that defines `config`.
@@ -126,7 +126,7 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the run so far, with those before an interruption up to its last metrics line."""
+        """Wall-clock seconds of the run, with those before an interruption up to its last metrics line."""
         return self._seconds_before + time.monotonic() - self._started
 
     def log(self, **values: Any) -> None:
@@ -174,8 +174,8 @@ class RunFolder:
         """Reads the latest whole checkpoint, and drops the metrics logged after it.
 
         Args:
-          like: a tree of the same structure, shapes and dtypes; without it named tuples come back as dicts and
-            tuples as lists.
+          like: a tree of the same structure, shapes and dtypes; without it named tuples come back as dicts
+            and tuples as lists.
 
         Returns:
           The step and the tree; None if nothing was saved, in which case all metrics are dropped.
@@ -307,7 +307,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def config_as_json(config: Any) -> dict[str, Any]:
-    """A dataclass as what JSON gives back for it: tuples as lists, paths as strings, enums as their values."""
+    """A dataclass as JSON gives it back: tuples as lists, paths as strings, enums as their values."""
     return _as_json(dataclasses.asdict(config))
 
 
