@@ -60,5 +60,5 @@ def require(extras: Iterable[str], *, purpose: str) -> None:
     """
     absent = {extra: names for extra in extras if (names := missing(extra))}
     if absent:
-        names = ", ".join(name for group in absent.values() for name in group)
-        raise ResourceError(f"{purpose} needs {names}: pip install 'jaxlab[{','.join(absent)}]'")
+        packages = ", ".join(name for group in absent.values() for name in group)
+        raise ResourceError(f"{purpose} needs {packages}: pip install 'jaxlab[{','.join(absent)}]'")

@@ -1,4 +1,4 @@
-"""A recipe small enough to be killed and resumed in a test: gradient descent on a quadratic, one step a line."""
+"""A recipe small enough to be killed and resumed in a test: gradient descent on a quadratic."""
 
 import time
 from dataclasses import dataclass

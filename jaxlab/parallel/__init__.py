@@ -1,1 +1,19 @@
-"""Many devices and many hosts."""
+"""Many devices and many hosts: joining processes, meshes, sharding rules, row-wise work."""
+
+from jaxlab.parallel.hosts import Hosts, initialize
+from jaxlab.parallel.mesh import make_mesh
+from jaxlab.parallel.rows import shard_rows
+from jaxlab.parallel.rules import REPLICATED, Rules, model_rules, path_name, shard, shardings
+
+__all__ = [
+    "REPLICATED",
+    "Hosts",
+    "Rules",
+    "initialize",
+    "make_mesh",
+    "model_rules",
+    "path_name",
+    "shard",
+    "shard_rows",
+    "shardings",
+]

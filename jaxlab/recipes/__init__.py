@@ -2,8 +2,8 @@
 
 A recipe is one module here with
 
-- `Config`: a frozen dataclass of its options, each with a docstring that gives meaning and unit; `seed` is one;
-- `PRESETS: dict[str, Config]`: `smoke` (under a minute, what the tests run), `cpu` (the default) and, where it
+- `Config`: a frozen dataclass of its options, each with a docstring (meaning, unit); `seed` is one of them;
+- `PRESETS: dict[str, Config]`: `smoke` (under a minute, what tests run), `cpu` (the default) and, where it
   helps, `gpu`;
 - `run(config, *, out=None, resume=False, progress=None) -> dict`: does the run inside a
   `jaxlab.runs.RunFolder` and returns its summary;

@@ -1,0 +1,105 @@
+"""Several processes on one or more hosts, joined into one set of devices."""
+
+import os
+from typing import NamedTuple
+
+import jax
+
+from jaxlab.errors import InputError, ResourceError
+
+# What job launchers set; jax.distributed reads address and rank from them itself.
+_LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+class Hosts(NamedTuple):
+    """This process among all of them."""
+
+    process: int
+    processes: int
+    local_devices: int
+    devices: int
+
+
+def initialize(
+    coordinator: str | None = None,
+    *,
+    processes: int | None = None,
+    process: int | None = None,
+    timeout_s: int = 120,
+) -> Hosts:
+    """Joins this process to the others; does nothing when there are no others.
+
+    Call it once in every process, before the first computation. What is not given is read from the
+    environment (`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`), or from Slurm, Open MPI
+    or a TPU pod. On CPU the processes talk through gloo.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0, reachable from all.
+      processes: how many processes there are.
+      process: number of this one, in [0, processes).
+      timeout_s: seconds to wait for the others.
+
+    Returns:
+      Which process this is, and the devices here and everywhere.
+
+    Raises:
+      InputError: the three values are incomplete or contradict each other, or jax has already started
+        computing.
+      ResourceError: the other processes did not answer in time.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = _from_environment(processes, "processes", "JAX_NUM_PROCESSES")
+    process = _from_environment(process, "process", "JAX_PROCESS_ID")
+    if jax.distributed.is_initialized():
+        return _hosts()
+    if coordinator is None and processes is None and process is None:
+        if _launched_together():
+            _join(timeout_s)
+        return _hosts()
+    if processes is None or process is None:
+        raise InputError(
+            f"processes is {processes} and process is {process}: give both, or set "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        )
+    if processes < 1 or not 0 <= process < processes:
+        raise InputError(f"process is {process}, but must lie in [0, {processes}) for processes={processes}")
+    if processes == 1:
+        return _hosts()
+    if coordinator is None:
+        raise InputError(
+            "coordinator is missing: give HOST:PORT of process 0, or set JAX_COORDINATOR_ADDRESS"
+        )
+    host, colon, port = coordinator.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise InputError(f"coordinator is {coordinator!r}, but must be HOST:PORT, for instance 10.0.0.1:1234")
+    _join(timeout_s, coordinator_address=coordinator, num_processes=processes, process_id=process)
+    return _hosts()
+
+
+def _join(timeout_s: int, **arguments: str | int) -> None:
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout_s, **arguments)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if "before any JAX" in str(error):
+            raise InputError("initialize() must be called before the first computation of jax") from error
+        where = arguments.get("coordinator_address", "the launcher's address")
+        raise ResourceError(f"the processes did not meet at {where} within {timeout_s} s: {error}") from error
+
+
+def _launched_together() -> bool:
+    counts = [os.environ.get(name, "1") for name in _LAUNCHERS]
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return len(workers) > 1 or any(count.isdigit() and int(count) > 1 for count in counts)
+
+
+def _from_environment(value: int | None, argument: str, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if value is not None or text is None:
+        return value
+    if not text.isdigit():
+        raise InputError(f"{variable} is {text!r}, but {argument} must be a whole number")
+    return int(text)
+
+
+def _hosts() -> Hosts:
+    return Hosts(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count())

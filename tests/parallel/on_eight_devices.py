@@ -1,0 +1,154 @@
+"""What `test_eight_devices.py` runs under pytest in a process with 8 virtual CPU devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxlab.errors import InputError
+from jaxlab.parallel import initialize, make_mesh, model_rules, shard, shard_rows, shardings
+
+
+def test_one_process_needs_no_others():
+    assert initialize() == (0, 1, 8, 8)
+    assert initialize(processes=1, process=0).processes == 1
+
+
+def test_mesh_has_the_named_sizes():
+    assert dict(make_mesh({"data": 4, "model": 2}).shape) == {"data": 4, "model": 2}
+    assert dict(make_mesh({"data": -1, "model": 2}).shape) == {"data": 4, "model": 2}
+    assert make_mesh({"data": 3}).size == 3
+
+
+def test_mesh_that_does_not_fit_is_refused():
+    for shape, words in [
+        ({"data": 16}, "16 devices, but there are 8"),
+        ({"data": 0}, "must be positive"),
+        ({"data": -1, "model": -1}, "at most one"),
+        ({"data": -1, "model": 3}, "not a multiple of 3"),
+        ({}, "at least one axis"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            make_mesh(shape)
+
+
+def test_rows_are_the_same_bytes_on_eight_devices():
+    key = jax.random.key(0)
+    weights = jax.random.normal(key, (13, 48))  # 13 rows: padded to 16
+    mixing = jax.random.normal(jax.random.key(1), (48, 48)) / 7
+
+    def function(rows, mixing):
+        mixed = rows["w"] @ mixing
+        scale = jnp.sqrt(jnp.mean(mixed**2, axis=1, keepdims=True))
+        return {"codes": jnp.round(8 * mixed / scale).astype(jnp.int8), "scale": scale[:, 0]}
+
+    mesh = make_mesh({"data": 8})
+    alone = shard_rows(function, None, block=1)({"w": weights}, mixing)
+    spread = shard_rows(function, mesh, block=1)({"w": weights}, mixing)
+    assert spread["codes"].shape == (13, 48) and spread["scale"].shape == (13,)
+    for name in alone:
+        assert np.asarray(alone[name]).tobytes() == np.asarray(spread[name]).tobytes(), name
+    direct = function({"w": weights}, mixing)
+    np.testing.assert_allclose(spread["scale"], direct["scale"], rtol=1e-6)
+    np.testing.assert_allclose(
+        shard_rows(function, mesh)({"w": weights}, mixing)["scale"], direct["scale"], rtol=1e-6
+    )
+
+
+def test_each_device_works_on_its_own_rows():
+    mesh = make_mesh({"data": 4, "model": 2})
+    rows = jnp.arange(16.0).reshape(16, 1)
+    position = shard_rows(lambda r: r * 0 + jax.lax.axis_index("data"), mesh)(rows)
+    np.testing.assert_array_equal(position[:, 0], np.repeat(np.arange(4), 4))
+
+
+def test_padded_rows_never_reach_the_result():
+    mesh = make_mesh({"data": 8})
+    total = shard_rows(lambda r: r * 2, mesh, block=3)(jnp.arange(5.0))
+    np.testing.assert_array_equal(total, 2 * np.arange(5.0))
+
+
+def test_rows_of_different_length_are_refused():
+    mesh = make_mesh({"data": 8})
+    with pytest.raises(InputError, match="share one leading axis"):
+        shard_rows(lambda r: r[0] + r[1], mesh)((jnp.ones(3), jnp.ones(4)))
+    with pytest.raises(InputError, match="axis is 'rows', but the mesh has data"):
+        shard_rows(lambda r: r, mesh, axis="rows")
+    with pytest.raises(InputError, match="block is 0"):
+        shard_rows(lambda r: r, mesh, block=0)
+
+
+def _params():
+    layer = {
+        "q": np.ones((16, 8)), "k": np.ones((6, 8)), "v": np.ones((6, 8)), "o": np.ones((8, 16)),
+        "gate": np.ones((12, 8)), "down": np.ones((8, 12)), "attn_norm": np.ones(8),
+    }  # fmt: skip
+    stacked = {name: np.stack([leaf, leaf]) for name, leaf in layer.items()}
+    head = {"embed": np.ones((32, 8)), "final_norm": np.ones(8)}
+    return {**head, "layers": stacked}, {**head, "layers": (layer, layer)}
+
+
+def test_model_rules_split_whole_heads_only():
+    mesh = make_mesh({"data": 4, "model": 2})
+    rules = model_rules(mesh, num_heads=4, num_kv_heads=3)
+    stacked, listed = _params()
+    specs = {name: leaf.spec for name, leaf in shardings(stacked, mesh, rules)["layers"].items()}
+    assert specs["q"] == PartitionSpec(None, "model", None)
+    assert specs["gate"] == PartitionSpec(None, "model", None)
+    assert specs["down"] == specs["o"] == PartitionSpec(None, None, "model")
+    assert specs["k"] == specs["v"] == PartitionSpec(None, None, None)
+    assert specs["attn_norm"] == PartitionSpec()
+    assert shardings(listed, mesh, rules)["layers"][1]["down"].spec == PartitionSpec(None, "model")
+    placed = shard(stacked, mesh, rules)
+    assert placed["embed"].addressable_shards[0].data.shape == (16, 8)
+    assert placed["layers"]["down"].addressable_shards[0].data.shape == (2, 8, 6)
+    assert placed["layers"]["k"].addressable_shards[0].data.shape == (2, 6, 8)
+
+
+def test_rules_that_do_not_fit_are_refused():
+    mesh = make_mesh({"data": 4, "model": 2})
+    for rules, words in [
+        ([("w", PartitionSpec("model", None, None))], "only 2 axes"),
+        ([("w", PartitionSpec("data", None))], "cuts axis 0 of w .size 6. into 4"),
+        ([("w", PartitionSpec("rows"))], "names the mesh axis 'rows'"),
+        ([("b", PartitionSpec())], "no sharding rule matches 'w'"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            shardings({"w": np.ones((6, 4))}, mesh, rules)
+
+
+def test_logits_of_a_sharded_model_agree():
+    from jaxlab.models import ModelConfig, forward, logits
+
+    cfg, params = _random_model(ModelConfig)
+    mesh = make_mesh({"data": 4, "model": 2})
+    tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, cfg.vocab_size)
+
+    def scores(params, tokens):
+        return logits(params, cfg, forward(params, cfg, tokens).hidden)
+
+    rules = model_rules(mesh, num_heads=cfg.num_heads, num_kv_heads=cfg.num_kv_heads)
+    placed = shard(params, mesh, rules)
+    spread = jax.device_put(tokens, jax.sharding.NamedSharding(mesh, PartitionSpec("data")))
+    np.testing.assert_allclose(jax.jit(scores)(placed, spread), jax.jit(scores)(params, tokens), atol=1e-4)
+
+
+def _random_model(model_config):
+    cfg = model_config(
+        family="llama", vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+        mlp_size=48, max_positions=32, norm_eps=1e-5, sandwich_norms=False, qk_norm=False, qkv_bias=False,
+        o_bias=False, mlp_bias=False, activation="silu", attention_scale=None, rope_theta=1e4,
+        rope_theta_local=None, rope_scaling=None, layer_windows=(None, None), tie_embeddings=True, bos_id=None,
+        eos_ids=(0,), pad_id=None, add_bos=False,
+    )  # fmt: skip
+    attention = {"q": (32, 32), "k": (16, 32), "v": (16, 32), "o": (32, 32)}
+    shapes = attention | {"gate": (48, 32), "up": (48, 32), "down": (32, 48)}
+    keys = iter(jax.random.split(jax.random.key(0), 16))
+    layers = {name: jax.random.normal(next(keys), (2, *shape)) / 6 for name, shape in shapes.items()}
+    layers |= {"attn_norm": jnp.ones((2, 32)), "mlp_norm": jnp.ones((2, 32))}
+    return cfg, {
+        "embed": jax.random.normal(next(keys), (64, 32)),
+        "layers": layers,
+        "final_norm": jnp.ones(32),
+    }

@@ -1,0 +1,95 @@
+"""Joining processes: real ones over gloo on the loopback, and the errors of wrong arguments."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxlab.errors import InputError
+from jaxlab.parallel import initialize
+
+WORKER = """
+import json, sys
+from jaxlab.parallel import initialize, make_mesh, shard_rows
+hosts = initialize()
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = make_mesh({"data": -1})
+rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+spread = NamedSharding(mesh, PartitionSpec("data"))
+whole = jax.make_array_from_callback(rows.shape, spread, lambda index: rows[index])
+mine = [float(shard.data.sum()) for shard in whole.addressable_shards]
+total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(whole)
+doubled = shard_rows(lambda r: 2 * r.sum(axis=1), mesh)(whole)
+everywhere = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(doubled)
+print(json.dumps({"hosts": list(hosts), "mine": mine, "total": float(total), "doubled": everywhere.tolist()}))
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_share_one_mesh():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            env={**environment, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    results = []
+    for worker in workers:
+        out, err = worker.communicate(timeout=120)
+        assert worker.returncode == 0, err
+        results.append(json.loads(out.strip().splitlines()[-1]))
+    assert [result["hosts"] for result in results] == [[0, 2, 1, 2], [1, 2, 1, 2]]
+    assert [result["mine"] for result in results] == [[15.0], [51.0]]  # 0+..+5 and 6+..+11
+    for result in results:
+        assert result["total"] == 66.0
+        assert result["doubled"] == [2.0, 10.0, 18.0, 26.0, 34.0, 42.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"processes": 2}, "give both"),
+        ({"processes": 2, "process": 2, "coordinator": "a:1"}, r"must lie in \[0, 2\)"),
+        ({"processes": 2, "process": 0}, "coordinator is missing"),
+        ({"processes": 2, "process": 0, "coordinator": "nowhere"}, "must be HOST:PORT"),
+    ],
+)
+def test_incomplete_arguments_are_named(arguments, message, monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=message):
+        initialize(**arguments)
+
+
+def test_environment_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(InputError, match="JAX_NUM_PROCESSES is 'two'"):
+        initialize()
+
+
+def test_process_that_has_already_computed_is_told_so():
+    import jax
+
+    jax.devices()
+    with pytest.raises(InputError, match="before the first computation"):
+        initialize("127.0.0.1:1", processes=2, process=0)
