@@ -139,8 +139,8 @@ def _random_model(model_config):
         family="llama", vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
         mlp_size=48, max_positions=32, norm_eps=1e-5, sandwich_norms=False, qk_norm=False, qkv_bias=False,
         o_bias=False, mlp_bias=False, activation="silu", attention_scale=None, rope_theta=1e4,
-        rope_theta_local=None, rope_scaling=None, layer_windows=(None, None), tie_embeddings=True, bos_id=None,
-        eos_ids=(0,), pad_id=None, add_bos=False,
+        rope_theta_local=None, rope_scaling=None, layer_windows=(None, None), tie_embeddings=True,
+        bos_id=None, eos_ids=(0,), pad_id=None, add_bos=False,
     )  # fmt: skip
     attention = {"q": (32, 32), "k": (16, 32), "v": (16, 32), "o": (32, 32)}
     shapes = attention | {"gate": (48, 32), "up": (48, 32), "down": (32, 48)}
