@@ -1,0 +1,255 @@
+"""Quantization of a whole language model, block by block, on the activations of the part already quantized.
+
+For each of the four inputs of a block (`INPUT_SITES`) the second moment H of the inputs is taken on the calibration
+windows as the quantized model sees them, in the order in which the block uses them, so that every matrix can make up
+for the errors before it. Reference: GPTQ (arXiv:2210.17323) for the order; the target that corrects earlier errors
+is that of GPTAQ (arXiv:2504.02692) and QEP (arXiv:2504.09629).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlab.errors import InputError
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.linear import LINEARS, dense
+from jaxlab.models.rope import layer_geometry
+from jaxlab.models.transformer import INPUT_SITES, block, embed
+from jaxlab.quantization.pvq import PVQTensor, dequantize, feedback_factor, quantize_prepared
+from jaxlab.quantization.rotation import random_signs
+from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor, dequantize_scalar, quantize_scalar
+from jaxlab.quantization.spec import PVQSpec, RowMap
+
+Spec = PVQSpec | ScalarSpec
+QuantizedTensor = PVQTensor | ScalarTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """How every matrix of a model is quantized; hashable."""
+
+    specs: tuple[tuple[str, Spec], ...]
+    """The code of each of `LINEARS`."""
+    rotated: bool = True
+    """Rotate the input dimension first."""
+    feedback: bool = True
+    """Pass rounding errors on by the second moment of the inputs; needs calibration windows."""
+    correction: float = 0.5
+    """Share of the earlier layers' error that a matrix is asked to undo, 0 to 1 (with feedback)."""
+    damping: float = 0.01
+    """Share of the Hessian's mean diagonal that is added to it, > 0."""
+    refit: bool = True
+    """Fit the gains again once the directions are known (PVQ with feedback)."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError where the specs do not name each matrix once, or a value is out of range."""
+        names = sorted(name for name, _ in self.specs)
+        if names != sorted(LINEARS):
+            raise InputError(f"specs names {names}; each of {sorted(LINEARS)} is needed once")
+        if not 0 <= self.correction <= 1:
+            raise InputError(f"correction is {self.correction}; it must lie between 0 and 1")
+        if not self.damping > 0:
+            raise InputError(f"damping is {self.damping}; it must be > 0")
+
+
+class QuantizedLayer(NamedTuple):
+    """One block's quantized matrices, and how well each is met."""
+
+    index: int
+    tensors: dict[str, QuantizedTensor]
+    weight_sqnr: dict[str, float]
+    """Signal over noise of the weights, dB."""
+    output_sqnr: dict[str, float]
+    """The same weighted by the second moment of the inputs, dB (0 calibration windows: empty)."""
+
+
+class _Moments(NamedTuple):
+    hessian: Float[Array, "size size"]
+    cross: Float[Array, "size size"]
+
+
+def quantize_layers(
+    params: dict[str, Any],
+    cfg: ModelConfig,
+    scheme: Scheme,
+    key: jax.Array,
+    *,
+    tokens: Int[Array, "windows context"] | None = None,
+    done: Sequence[Mapping[str, QuantizedTensor]] = (),
+    row_map: RowMap = lambda function: function,
+) -> Iterator[QuantizedLayer]:
+    """Quantizes the matrices of a model's blocks, first block first.
+
+    Args:
+      params: the model; stacked layers or a tuple of them. Embedding, head and norms stay as they are.
+      cfg: static.
+      scheme: codes and options.
+      key: PRNG key of the rotations.
+      tokens: calibration windows; needed with `scheme.feedback`.
+      done: tensors of the first blocks from an interrupted run; the iterator goes on after them, with the same result.
+      row_map: wraps the row-wise quantizer `f(rows, *replicated)`, e.g. to shard rows over devices.
+
+    Yields:
+      The quantized blocks after `done`, in order.
+
+    Raises:
+      InputError: a matrix is not finite or does not fit its code, or calibration windows are missing.
+    """
+    if scheme.feedback and tokens is None:
+        raise InputError("tokens: feedback needs calibration windows")
+    state = None
+    if scheme.feedback:
+        exact = embed(params, cfg, jnp.asarray(tokens))
+        state = _Activations(exact, exact)
+    frequencies, windows = layer_geometry(cfg)
+    for index in range(cfg.num_layers):
+        layer = layer_of(params, index)
+        geometry = (frequencies[index], windows[index])
+        result = None
+        if index < len(done):
+            tensors = dict(done[index])
+        else:
+            result = _quantize_layer(layer, cfg, geometry, scheme, jax.random.fold_in(key, index), index, state, row_map)
+            tensors = result.tensors
+        if state is not None and index + 1 < cfg.num_layers:
+            approximate = layer | {name: dequantize_any(tensor) for name, tensor in tensors.items()}
+            state = _Activations(
+                _advance(layer, cfg, state.exact, *geometry), _advance(approximate, cfg, state.quantized, *geometry)
+            )
+        if result is not None:
+            yield result
+
+
+def dequantize_any(tensor: QuantizedTensor) -> Float[Array, "*stack rows columns"]:
+    """The matrix that a quantized tensor of either kind stands for."""
+    return dequantize(tensor) if isinstance(tensor, PVQTensor) else dequantize_scalar(tensor)
+
+
+def layer_of(params: dict[str, Any], index: int) -> dict[str, Any]:
+    """The parameters of one block, from stacked layers or a tuple."""
+    layers = params["layers"]
+    return layers[index] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[index], layers)
+
+
+class _Activations(NamedTuple):
+    """Residual stream of the calibration windows in the exact model and in the quantized one."""
+
+    exact: Float[Array, "windows context hidden"]
+    quantized: Float[Array, "windows context hidden"]
+
+
+def _quantize_layer(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    geometry: tuple[Array, Array],
+    scheme: Scheme,
+    key: jax.Array,
+    index: int,
+    state: _Activations | None,
+    row_map: RowMap,
+) -> QuantizedLayer:
+    specs = dict(scheme.specs)
+    current = dict(layer)
+    tensors: dict[str, QuantizedTensor] = {}
+    weight_sqnr: dict[str, float] = {}
+    output_sqnr: dict[str, float] = {}
+    for number, (site, names) in enumerate(INPUT_SITES.items()):
+        weights = {name: dense(layer[name]).astype(jnp.float32) for name in names}
+        for name, w in weights.items():
+            if not bool(jnp.isfinite(w).all()):
+                raise InputError(f"non-finite weight in layer {index}, matrix {name}")
+        size = weights[names[0]].shape[1]
+        signs = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
+        moments = factor = None
+        if state is not None:
+            moments = _moments(layer, current, cfg, state, *geometry, site=site, cross=scheme.correction > 0)
+            try:
+                factor = feedback_factor(moments.hessian, signs, damping=scheme.damping)
+            except InputError as error:
+                raise InputError(f"layer {index}, {site}: {error}") from error
+        for name, w in weights.items():
+            target = w
+            if moments is not None and scheme.correction > 0:
+                target = _corrected(w, moments, scheme.damping, scheme.correction)
+            tensors[name] = _quantize_matrix(target, signs, factor, specs[name], scheme, row_map)
+            approximate = dequantize_any(tensors[name])
+            current[name] = approximate
+            weight_sqnr[name] = float(_sqnr(w, approximate, None))
+            if moments is not None:
+                output_sqnr[name] = float(_sqnr(w, approximate, moments.hessian))
+    return QuantizedLayer(index, tensors, weight_sqnr, output_sqnr)
+
+
+def _quantize_matrix(
+    w: Array,
+    signs: Array | None,
+    factor: Array | None,
+    spec: Spec,
+    scheme: Scheme,
+    row_map: RowMap,
+) -> QuantizedTensor:
+    if isinstance(spec, ScalarSpec):
+        return quantize_scalar(w, signs, factor, spec=spec, row_map=row_map)
+    return quantize_prepared(w, signs, factor, spec=spec, refit=scheme.refit, row_map=row_map)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _advance(layer: dict[str, Any], cfg: ModelConfig, hidden: Array, frequencies: Array, window: Array) -> Array:
+    """The residual stream after one block, a window at a time."""
+
+    def one(hidden: Array) -> Array:
+        return block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[0][0]
+
+    return jax.lax.map(one, hidden)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "site", "cross"))
+def _moments(
+    layer: dict[str, Any],
+    current: dict[str, Any],
+    cfg: ModelConfig,
+    state: _Activations,
+    frequencies: Array,
+    window: Array,
+    *,
+    site: str,
+    cross: bool,
+) -> _Moments:
+    """Second moment of the quantized model's inputs at a site, and of the exact model's with the quantized one's."""
+
+    def tap(layer: dict[str, Any], hidden: Array) -> Array:
+        return block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[2][site][0]
+
+    def add(total: _Moments, hidden: tuple[Array, Array]) -> tuple[_Moments, None]:
+        exact, quantized = hidden
+        x = tap(current, quantized)
+        cross_moment = tap(layer, exact).T @ x if cross else total.cross
+        return _Moments(total.hessian + x.T @ x, total.cross + cross_moment), None
+
+    size = jax.eval_shape(tap, layer, state.exact[0]).shape[-1]
+    zero = jnp.zeros((size, size), jnp.float32)
+    total, _ = jax.lax.scan(add, _Moments(zero, zero), state)
+    count = state.exact.shape[0] * state.exact.shape[1]
+    return _Moments(total.hessian / count, total.cross / count)
+
+
+@jax.jit
+def _corrected(w: Array, moments: _Moments, damping: Array, share: Array) -> Array:
+    """The matrix that, on the quantized model's inputs, comes closest to what `w` does on the exact model's."""
+    size = w.shape[1]
+    damped = moments.hessian + damping * jnp.mean(jnp.diagonal(moments.hessian)) * jnp.eye(size)
+    shift = jax.scipy.linalg.solve(damped, (moments.cross - moments.hessian).T @ w.T, assume_a="pos").T
+    return w + share * shift
+
+
+@jax.jit
+def _sqnr(w: Array, approximate: Array, hessian: Array | None) -> Array:
+    def power(x: Array) -> Array:
+        return jnp.sum(x * x) if hessian is None else jnp.sum((x @ hessian) * x)
+
+    return 10 * jnp.log10(power(w) / power(w - approximate))

@@ -1,0 +1,166 @@
+"""Which code for which matrix: the best predicted quality within a budget of real bits.
+
+Real bits are those on disk: index and gain codes, a row's padding to a word, its fp16 scale. The prediction is for
+Gaussian weights: the direction's distortion follows the high-rate law A_n V(n, k)^(-2 / (n - 1)) of a code with V
+points on a sphere of n - 1 dimensions, and the gain's is that of its levels on the Beta law.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from jaxlab.errors import InputError
+from jaxlab.kernels.pyramid_index import count
+from jaxlab.quantization.gains import gain_levels
+from jaxlab.quantization.spec import PVQSpec, index_bits
+
+MAX_PLANNED_INDEX_BITS = 128
+_MAX_GAIN_BITS = 5
+
+
+class Candidate(NamedTuple):
+    """A code, its real bits a weight for rows of a given length, and its predicted signal over noise in dB."""
+
+    spec: PVQSpec
+    bits: float
+    sqnr: float
+
+
+def predicted_distortion(spec: PVQSpec, columns: int) -> float:
+    """Mean squared error a weight on unit-variance Gaussian rows of `columns` weights, without feedback."""
+    direction = _direction_distortion(spec.n, spec.k)
+    return direction + (1 - direction) * _gain_distortion(spec.n, columns, spec.gain_bits, spec.grid)
+
+
+def candidates(bits: float, columns: int, *, n: int = 16) -> list[Candidate]:
+    """Codes of group size `n` that take at most `bits` real bits a weight in rows of `columns`, best first.
+
+    For each number of gain bits the largest number of pulses that fits is listed.
+
+    Args:
+      bits: budget, bits a weight, > 0.
+      columns: weights per row.
+      n: weights per group.
+
+    Raises:
+      InputError: no code fits.
+    """
+    found = []
+    for gain_bits in range(_MAX_GAIN_BITS + 1):
+        k = _most_pulses(n, gain_bits, columns, bits)
+        if k:
+            spec = PVQSpec(n, k, gain_bits)
+            found.append(
+                Candidate(spec, spec.stored_bits(columns), -10 * math.log10(predicted_distortion(spec, columns)))
+            )
+    if not found:
+        least = PVQSpec(n, 1, 0).stored_bits(columns)
+        raise InputError(
+            f"bits = {bits} is too few for rows of {columns} weights in groups of {n}: at least {least:.3f} are needed"
+        )
+    return sorted(found, key=lambda candidate: -candidate.sqnr)
+
+
+def plan(shapes: Mapping[str, tuple[int, int]], bits: float, *, n: int = 16) -> dict[str, PVQSpec]:
+    """One code a matrix, such that all matrices together take at most `bits` real bits a weight.
+
+    Spends the budget where a bit lowers the predicted total error most (greedy on the error's slope).
+
+    Args:
+      shapes: rows and columns of each matrix.
+      bits: budget over all weights, bits a weight.
+      n: weights per group.
+
+    Raises:
+      InputError: there is no matrix, or the budget is too small.
+    """
+    if not shapes:
+        raise InputError("shapes is empty: there is nothing to plan")
+    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    ladders = {columns: _ladder(n, columns) for _, columns in shapes.values()}
+    steps = {name: 0 for name in shapes}
+
+    def spent(name: str, step: int) -> float:
+        return weights[name] * ladders[shapes[name][1]][step].bits
+
+    budget = bits * sum(weights.values())
+    used = sum(spent(name, 0) for name in shapes)
+    if used > budget:
+        raise InputError(f"bits = {bits} is too few: {used / sum(weights.values()):.3f} is the least for groups of {n}")
+    open_names = set(shapes)
+    while open_names:
+        best_name, best_slope = "", 0.0
+        for name in sorted(open_names):
+            ladder, step = ladders[shapes[name][1]], steps[name]
+            if step + 1 == len(ladder) or used + spent(name, step + 1) - spent(name, step) > budget:
+                open_names.discard(name)
+                continue
+            here, there = ladder[step], ladder[step + 1]
+            slope = (10 ** (-here.sqnr / 10) - 10 ** (-there.sqnr / 10)) / (there.bits - here.bits)
+            if slope > best_slope:
+                best_name, best_slope = name, slope
+        if best_name:
+            used += spent(best_name, steps[best_name] + 1) - spent(best_name, steps[best_name])
+            steps[best_name] += 1
+    return {name: ladders[columns][steps[name]].spec for name, (_, columns) in shapes.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _ladder(n: int, columns: int) -> tuple[Candidate, ...]:
+    """Codes by rising rate, each better than all below it."""
+    every = []
+    for gain_bits in range(_MAX_GAIN_BITS + 1):
+        for k in range(1, 128):
+            if index_bits(n, k) > MAX_PLANNED_INDEX_BITS:
+                break
+            if k < 127 and index_bits(n, k + 1) == index_bits(n, k):
+                continue  # more pulses for the same bits
+            spec = PVQSpec(n, k, gain_bits)
+            every.append(
+                Candidate(spec, spec.stored_bits(columns), -10 * math.log10(predicted_distortion(spec, columns)))
+            )
+    every.sort(key=lambda candidate: (candidate.bits, -candidate.sqnr))
+    ladder: list[Candidate] = []
+    for candidate in every:
+        if not ladder or candidate.sqnr > ladder[-1].sqnr:
+            if ladder and candidate.bits == ladder[-1].bits:
+                ladder.pop()
+            ladder.append(candidate)
+    return tuple(ladder)
+
+
+def _most_pulses(n: int, gain_bits: int, columns: int, bits: float) -> int:
+    best = 0
+    for k in range(1, 128):
+        if index_bits(n, k) > MAX_PLANNED_INDEX_BITS or PVQSpec(n, k, gain_bits).stored_bits(columns) > bits:
+            break
+        best = k
+    return best
+
+
+# Measured over 10^6 Gaussian weights a point (benchmarks/pvq_rate_distortion.py): ln A_n and the slope's correction.
+_DIRECTION_LAW = {8: (0.47, 1.0), 16: (0.60, 1.0), 32: (0.66, 1.0)}
+
+
+def _direction_distortion(n: int, k: int) -> float:
+    """1 - E[cos^2] of the nearest direction."""
+    if n == 1:
+        return 0.0
+    nearest = min(_DIRECTION_LAW, key=lambda known: abs(math.log(known / n)))
+    log_a, slope = _DIRECTION_LAW[nearest]
+    return min(1.0, math.exp(log_a - slope * 2 / (n - 1) * math.log(count(n, k))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _gain_distortion(n: int, columns: int, bits: int, grid: str) -> float:
+    """Mean squared error a weight of the norm's levels on the Beta law."""
+    if columns <= n:
+        return 0.0
+    middle = (np.arange(4096) + 0.5) / 4096
+    norm = np.sqrt(columns * special.betaincinv(n / 2, (columns - n) / 2, middle))
+    levels = gain_levels(n, columns, bits, grid)  # type: ignore[arg-type]
+    return float(np.mean(np.min(np.abs(norm[:, None] - levels), axis=1) ** 2) / n)

@@ -1,0 +1,147 @@
+"""Block error feedback against a float64 loop, its error identity, and its special cases."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlab.kernels.block_feedback import block_feedback, inverse_cholesky
+
+
+def rounding(target, u, i):
+    del u, i
+    quantized = jnp.round(target * 2) / 2
+    return quantized, quantized
+
+
+def problem(rows, columns, seed, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3 * columns, columns)) @ rng.standard_normal((columns, columns))
+    return rng.standard_normal((rows, columns)).astype(dtype), (x.T @ x / len(x)).astype(dtype)
+
+
+def loop_reference(w, h, block):
+    """Feedback column block by column block from the textbook inverse, in float64 NumPy."""
+    u = np.linalg.cholesky(np.linalg.inv(h)).T
+    w, out = w.copy(), np.zeros_like(w)
+    for start in range(0, w.shape[1], block):
+        here, right = slice(start, start + block), slice(start + block, None)
+        out[:, here] = np.round(w[:, here] * 2) / 2
+        error = w[:, here] - out[:, here]
+        w[:, right] -= error @ np.linalg.inv(u[here, here]) @ u[here, right]
+    return out
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 5), blocks=st.integers(1, 4), block=st.integers(1, 4), seed=st.integers(0, 99))
+def test_equals_the_float64_loop(rows, blocks, block, seed):
+    w, h = problem(rows, blocks * block, seed)
+    with jax.enable_x64(True):
+        factor = inverse_cholesky(jnp.asarray(h), damping=0.0)
+        _, quantized = block_feedback(jnp.asarray(w), factor, rounding, block=block)
+    np.testing.assert_allclose(quantized, loop_reference(w, h, block), atol=1e-9)
+
+
+def test_final_error_is_the_sum_of_the_blocks_residuals():
+    w, h = problem(6, 24, seed=3)
+    block = 4
+    residuals = []
+
+    def recording(target, u, i):
+        quantized = jnp.round(target)
+        return (target - quantized, u), quantized
+
+    with jax.enable_x64(True):
+        u = inverse_cholesky(jnp.asarray(h), damping=0.0)
+        (residuals, corners), quantized = block_feedback(jnp.asarray(w), u, recording, block=block)
+    error = w - np.asarray(quantized)
+    total = np.einsum("rc,cd,rd->r", error, h, error)
+    inner = np.linalg.inv(np.einsum("bji,bjk->bik", corners, corners))
+    by_block = np.einsum("bri,bij,brj->r", residuals, inner, residuals)
+    np.testing.assert_allclose(by_block, total, rtol=1e-11)
+
+
+def test_identity_hessian_means_no_feedback():
+    w, _ = problem(5, 12, seed=1, dtype=np.float32)
+    _, quantized = block_feedback(jnp.asarray(w), inverse_cholesky(jnp.eye(12)), rounding, block=3)
+    np.testing.assert_array_equal(quantized, np.round(w * 2) / 2)
+
+
+def test_nested_blocks_of_one_column_equal_one_pass_of_columns():
+    w, h = problem(4, 16, seed=5)
+
+    def inner(target, u, i):
+        del i
+        return block_feedback(target, u, rounding, block=1)
+
+    with jax.enable_x64(True):
+        u = inverse_cholesky(jnp.asarray(h))
+        _, once = block_feedback(jnp.asarray(w), u, rounding, block=1)
+        _, nested = block_feedback(jnp.asarray(w), u, inner, block=4)
+    np.testing.assert_allclose(nested, once, atol=1e-12)
+
+
+def test_feedback_lowers_the_weighted_error():
+    w, h = problem(32, 32, seed=7)
+    with jax.enable_x64(True):
+        _, quantized = block_feedback(jnp.asarray(w), inverse_cholesky(jnp.asarray(h)), rounding, block=4)
+
+    def weighted(error):
+        return np.einsum("rc,cd,rd->", error, h, error)
+
+    assert weighted(w - np.asarray(quantized)) < 0.7 * weighted(w - np.round(w * 2) / 2)
+
+
+def test_inverse_cholesky_is_the_upper_factor_of_the_damped_inverse():
+    _, h = problem(1, 10, seed=2)
+    with jax.enable_x64(True):
+        u = np.asarray(inverse_cholesky(jnp.asarray(h), damping=0.3))
+    np.testing.assert_array_equal(np.tril(u, -1), 0)
+    damped = h + 0.3 * np.mean(np.diag(h)) * np.eye(10)
+    np.testing.assert_allclose(u.T @ u @ damped, np.eye(10), atol=1e-9)
+
+
+def test_inverse_cholesky_marks_an_indefinite_matrix_with_nan():
+    assert np.isnan(inverse_cholesky(jnp.diag(jnp.array([1.0, -5.0])))).any()
+
+
+def test_jit_vmap_and_eager_agree():
+    w, h = problem(3, 8, seed=4, dtype=np.float32)
+    u = inverse_cholesky(jnp.asarray(h))
+
+    def run(w):
+        return block_feedback(w, u, rounding, block=2)[1]
+
+    eager = run(jnp.asarray(w))
+    np.testing.assert_allclose(jax.jit(run)(w), eager, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(run)(jnp.stack([w, 2 * w]))[0], eager, atol=1e-6)
+
+
+def test_gradient_of_an_unquantized_pass_is_the_identity():
+    w, h = problem(2, 6, seed=6, dtype=np.float32)
+    u = inverse_cholesky(jnp.asarray(h))
+
+    def keep(target, u, i):
+        return (), target
+
+    gradient = jax.grad(lambda w: jnp.sum(block_feedback(w, u, keep, block=2)[1]))(jnp.asarray(w))
+    np.testing.assert_allclose(gradient, np.ones_like(w), atol=1e-6)
+
+
+def test_lowers_for_cpu_cuda_and_tpu():
+    def run(w, h):
+        return block_feedback(w, inverse_cholesky(h), rounding, block=4)[1]
+
+    shapes = (jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16), jnp.float32))
+    exported = jax.export.export(jax.jit(run), platforms=["cpu", "cuda", "tpu"])(*shapes)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("columns, block", [(6, 4), (6, 0)])
+def test_unfitting_shapes_are_refused(columns, block):
+    with pytest.raises(ValueError, match="multiple of block"):
+        block_feedback(jnp.zeros((2, columns)), jnp.eye(columns), rounding, block=block)
+    with pytest.raises(ValueError, match="inverse_factor is"):
+        block_feedback(jnp.zeros((2, 6)), jnp.eye(5), rounding, block=3)
