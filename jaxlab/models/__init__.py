@@ -7,11 +7,11 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "loading": ("Model", "load", "describe", "known_models", "register_format"),
+    "loading": ("Model", "load", "describe", "known_models", "register_format", "Description"),
     "packages": ("DEFAULT_MODEL",),
     "config": ("ModelConfig", "RopeScaling"),
     "transformer": ("forward", "logits", "embed", "block", "layer_geometry", "INPUT_SITES", "Forward"),
-    "transformer_layers": ("stack_layers", "unstack_layers"),
+    "stacking": ("stack_layers", "unstack_layers"),
     "linear": ("LINEARS", "dense", "linear", "register_linear"),
     "logprobs": ("token_kl", "token_logprobs"),
     "generation": ("Generation", "generate"),

@@ -18,7 +18,8 @@ def assemble_params(cfg: ModelConfig, read: Read, *, source: str, dtype: Any = j
 
     Args:
       cfg: the model; decides which leaves there are and their shapes.
-      read: `read(name, layer, out)` writes leaf `name` (of layer `layer`, or None) into `out`, float32 of the leaf's
+      read: `read(name, layer, out)` writes leaf `name` (of layer `layer`, or None) into `out`, float32 of the
+        leaf's
         shape, and returns the tensor's name in the file.
       source: name of the file or directory, for error messages.
       dtype: of the returned arrays.

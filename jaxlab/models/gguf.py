@@ -1,7 +1,8 @@
-"""Reader of GGUF files, the single-file format of llama.cpp: metadata, and tensors that stay on disk until asked for.
+"""Reader of GGUF files, the single-file format of llama.cpp: metadata, and tensors that stay on disk until
+asked for.
 
-A file is a header (magic, version, counts), typed key-value pairs, one record a tensor (name, dimensions fastest
-first, type, offset), and after padding the tensors themselves. Versions 2 and 3, little-endian.
+A file is a header (magic, version, counts), typed key-value pairs, one record a tensor (name, dimensions
+fastest first, type, offset), and after padding the tensors themselves. Versions 2 and 3, little-endian.
 Reference: the GGUF specification in the ggml repository, docs/gguf.md.
 """
 
@@ -39,7 +40,7 @@ _STRING, _ARRAY = 8, 9
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies in the file: `shape` in numpy order (slowest first), `offset` from the file's start."""
+    """Where a tensor lies: `shape` in numpy order (slowest first), `offset` from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +51,7 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """An opened GGUF file; `data` is the memory-mapped file, so nothing of a tensor is read before `tensor`."""
+    """An opened GGUF file; `data` is the memory-mapped file: tensors are read when `tensor` is called."""
 
     path: Path
     metadata: dict[str, Any]
@@ -86,7 +87,8 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
       `GGUFFile`. Arrays in the metadata are numpy arrays, arrays of strings are lists.
 
     Raises:
-      InputError: the file does not exist, is no GGUF file, is of an unknown version, is cut short, or holds a tensor
+      InputError: the file does not exist, is no GGUF file, is of an unknown version, is cut short, or holds a
+        tensor
         of a type that we cannot dequantize.
     """
     path = Path(path)
@@ -155,7 +157,8 @@ def _locate(record: TensorInfo, start: int, alignment: int, path: Path, size: in
     row = record.shape[-1] if record.shape else 1
     if row % spec.values:
         raise InputError(
-            f"{path}: rows of tensor {record.name!r} have {row} values, expected a multiple of {spec.values} ({record.kind})"
+            f"{path}: rows of tensor {record.name!r} have {row} values, expected a multiple of {spec.values}"
+            f" ({record.kind})"
         )
     count = 1
     for length in record.shape:
@@ -163,12 +166,13 @@ def _locate(record: TensorInfo, start: int, alignment: int, path: Path, size: in
     nbytes = count // spec.values * spec.nbytes
     if record.offset % alignment:
         raise InputError(
-            f"{path}: tensor {record.name!r} begins at offset {record.offset}, expected a multiple of {alignment}"
+            f"{path}: tensor {record.name!r} begins at {record.offset}, expected a multiple of {alignment}"
         )
     end = start + record.offset + nbytes
     if end > size:
         raise InputError(
-            f"{path}: tensor {record.name!r} ends at byte {end}, but the file has {size} bytes: it is cut short, get it again"
+            f"{path}: tensor {record.name!r} ends at byte {end}, but the file has {size} bytes:"
+            " it is cut short, get it again"
         )
     return record._replace(offset=start + record.offset, nbytes=nbytes)
 
@@ -185,7 +189,8 @@ class _Cursor:
         end = self.position + count
         if end > len(self._buffer):
             raise InputError(
-                f"{self.path}: the file ends inside {what} (byte {len(self._buffer)}, {end} needed): it is cut short"
+                f"{self.path}: the file ends inside {what} (byte {len(self._buffer)}, {end} needed):"
+                " it is cut short, get it again"
             )
         value = self._buffer[self.position : end]
         self.position = end
@@ -213,7 +218,8 @@ class _Cursor:
 
     def _array(self, what: str) -> Any:
         kind, count = self.scalar(4, what), self.scalar(10, what)
-        # Every element takes at least one byte (a string at least its length field), so this bounds a damaged count.
+        # Every element takes at least one byte (a string at least its length field), so this bounds a damaged
+        # count.
         if count > len(self._buffer):
             raise InputError(f"{self.path}: {what} claims {count} elements: the file is damaged")
         if kind in _SCALARS:

@@ -1,7 +1,8 @@
 """Dequantization of GGML block formats to float32, bit for bit what the reference implementation gives.
 
-A tensor is a row of blocks; a block holds 32 or 256 values as small integers with shared float16 scales. Each decoder
-below turns `uint8[blocks, bytes]` into `float32[blocks, values]`; the order of the float32 operations is part of the format.
+A tensor is a row of blocks; a block holds 32 or 256 values as small integers with shared float16 scales. Each
+decoder below turns `uint8[blocks, bytes]` into `float32[blocks, values]`; the order of the float32 operations
+is part of the format.
 Reference: ggml-quants.c and ggml-common.h of the ggml repository.
 """
 
@@ -112,8 +113,8 @@ def _decode_q8_0(blocks: np.ndarray, out: np.ndarray) -> None:
 def _sub_block_scales(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale and minimum of the eight 32-value parts of a 256-value block, each float32[blocks, 8, 1].
 
-    Twelve bytes hold eight 6-bit scales and eight 6-bit minima: bytes 0-3 and 4-7 the first four of each, whose upper
-    two bits are the upper two bits of the last four; bytes 8-11 the lower four bits of those.
+    Twelve bytes hold eight 6-bit scales and eight 6-bit minima: bytes 0-3 and 4-7 the first four of each,
+    whose upper two bits are the upper two bits of the last four; bytes 8-11 the lower four bits of those.
     """
     scales, minima, rest = (blocks[:, start : start + 4] for start in (4, 8, 12))
     scale = np.concatenate([scales & 63, (rest & 15) | (scales >> 6 << 4)], axis=1)
@@ -141,7 +142,8 @@ def _decode_q5_k(blocks: np.ndarray, out: np.ndarray) -> None:
 
 def _decode_q6_k(blocks: np.ndarray, out: np.ndarray) -> None:
     scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8)
-    # Each half of 128 values: two rows of 32 bytes give low nibbles to values 0-63 and high nibbles to 64-127.
+    # Each half of 128 values: two rows of 32 bytes give low nibbles to values 0-63 and high nibbles to
+    # 64-127.
     low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
     high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
     levels = (low | high << 4).view(np.int8) - np.int8(32)

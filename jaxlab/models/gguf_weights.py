@@ -1,7 +1,7 @@
 """From an opened GGUF file to a model: configuration and parameters in the conventions of Hugging Face.
 
-GGUF differs in two places. For the architecture "llama" the converter reorders the rows of q and k, so that the two
-coordinates of a rotary pair are neighbours. For Gemma 3 it adds one to the weights of every norm.
+GGUF differs in two places. For the architecture "llama" the converter reorders the rows of q and k, so that
+the two coordinates of a rotary pair are neighbours. For Gemma 3 it adds one to the weights of every norm.
 """
 
 import dataclasses
@@ -59,7 +59,8 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise InputError(
-            f"{file.path}: architecture {architecture!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            f"{file.path}: architecture {architecture!r} is not supported;"
+            f" supported are {', '.join(ARCHITECTURES)}"
         )
     experts = metadata.get(f"{architecture}.expert_count", 0)
     if experts:
@@ -146,7 +147,7 @@ def params_from_gguf(file: GGUFFile, cfg: ModelConfig, *, dtype: Any = jnp.float
 
 
 def _undo_rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head from interleaved pairs (0, h, 1, h + 1, ...) back to halves (0, 1, ..., h, h + 1, ...)."""
+    """Rows of each head from pairs (0, h, 1, h + 1, ...) back to halves (0, 1, ..., h, h + 1, ...)."""
     rows, width = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
 
@@ -177,8 +178,8 @@ def _rope_scaling(file: GGUFFile, architecture: str, head_dim: int) -> RopeScali
 def _llama3_scaling(file: GGUFFile, architecture: str, head_dim: int) -> RopeScaling | None:
     """Llama 3's stretch, of which the file keeps only the divisor of each rotary frequency.
 
-    All published Llama 3 models share the passage from 8192 / 1 to 8192 / 4; only the factor differs, and it is the largest
-    divisor. That the formula then gives the file's divisors is checked.
+    All published Llama 3 models share the passage from 8192 / 1 to 8192 / 4; only the factor differs, and it
+    is the largest divisor. That the formula then gives the file's divisors is checked.
     """
     divisors = file.tensor("rope_freqs.weight")
     if (divisors == 1.0).all():

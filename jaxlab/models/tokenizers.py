@@ -1,10 +1,13 @@
 """Tokenizers built from what a GGUF file says about them, as `transformers.PreTrainedTokenizerFast`.
 
-Two kinds occur. "gpt2" is byte-level BPE with a merge list, whose way of cutting text into words is named by `tokenizer.ggml.pre`.
-"llama" is SentencePiece BPE: no merge list, but scores, from which the merges are recovered.
+Two kinds occur. "gpt2" is byte-level BPE with a merge list, whose way of cutting text into words is named by
+`tokenizer.ggml.pre`. "llama" is SentencePiece BPE: no merge list, but scores, from which the merges are
+recovered.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlab.errors import InputError, ResourceError
@@ -13,21 +16,23 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
+TOKENIZER = "tokenizer.json"
+
 # Token types of GGUF.
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
-# How text is cut into words before BPE, by `tokenizer.ggml.pre`. None stands for the regular expression of GPT-2.
+# How text is cut into words before BPE, by `tokenizer.ggml.pre`: a pattern, or None for that of GPT-2.
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _WORDS: dict[str, str | None] = {
     "gpt-2": None,
     "smollm": None,
-    "llama-bpe": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "qwen2": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
+    "llama-bpe": _CL100K.replace("DIGITS", r"\p{N}{1,3}"),
+    "qwen2": _CL100K.replace("DIGITS", r"\p{N}"),
 }
 # Words cut the digits apart first, each by itself.
 _SINGLE_DIGITS = ("smollm",)
@@ -62,6 +67,40 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], *, source: str) -> "PreTrai
     return _wrap(tokenizer, metadata)
 
 
+def tokenizer_from_directory(directory: Path, *, vocab_size: int) -> "PreTrainedTokenizerFast":
+    """The tokenizer saved in a Hugging Face directory, exactly as its `tokenizer.json` says.
+
+    Args:
+      directory: holds `tokenizer.json`, usually also `tokenizer_config.json` and `chat_template.jinja`.
+      vocab_size: rows of the model's embedding.
+
+    Raises:
+      InputError: `tokenizer.json` is missing or unreadable, or has ids that the model does not have.
+      ResourceError: transformers is not installed.
+    """
+    file = directory / TOKENIZER
+    if not file.is_file():
+        raise InputError(
+            f"{file}: is missing; a model directory needs its tokenizer there"
+            " (tokenizer.save_pretrained writes it)"
+        )
+    fast = import_transformers().PreTrainedTokenizerFast
+    try:
+        json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InputError(
+            f"{file}: is not valid JSON ({error}): it is cut short or damaged, get it again"
+        ) from error
+    tokenizer = fast.from_pretrained(directory, local_files_only=True)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocab_size:
+        raise InputError(
+            f"{file}: has token ids up to {largest}, but the model's vocabulary has {vocab_size} entries:"
+            " the tokenizer belongs to another model"
+        )
+    return tokenizer
+
+
 def import_transformers() -> Any:
     """The `transformers` package.
 
@@ -88,7 +127,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], source: str) -> "tokenizers.Tok
         models.BPE(vocab=_vocabulary(metadata), merges=merges, ignore_merges=words in _WHOLE_WORDS)
     )
     pattern = _WORDS[words]
-    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
     if pattern is not None:
         steps.insert(0, pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
     if words in _SINGLE_DIGITS:
@@ -128,11 +167,13 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], source: str) -> "tokenizers.
     return tokenizer
 
 
-def recover_merges(tokens, scores, token_types) -> list[tuple[str, str]]:
+def recover_merges(
+    tokens: Sequence[str], scores: Sequence[float], token_types: Sequence[int]
+) -> list[tuple[str, str]]:
     """Merges of a SentencePiece BPE vocabulary, best first.
 
-    SentencePiece joins the neighbouring pair whose union has the highest score. So each way of cutting a piece into
-    two pieces is a merge, ranked by the piece's score.
+    SentencePiece joins the neighbouring pair whose union has the highest score. So each way of cutting a
+    piece into two pieces is a merge, ranked by the piece's score.
 
     Args:
       tokens: V pieces.

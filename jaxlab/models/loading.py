@@ -1,0 +1,242 @@
+"""One way to a model from wherever it is: a package, a directory, a GGUF file, the hub."""
+
+import importlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.errors import InputError
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.gguf import read_gguf
+from jaxlab.models.gguf_weights import config_from_gguf, params_from_gguf
+from jaxlab.models.hub import snapshot
+from jaxlab.models.huggingface import config_from_hf
+from jaxlab.models.packages import PACKAGES, is_available, weight_file
+from jaxlab.models.safetensors_weights import open_safetensors, params_from_safetensors, weight_files
+from jaxlab.models.tokenizers import tokenizer_from_directory, tokenizer_from_gguf
+from jaxlab.models.validation import layer_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+class Model(NamedTuple):
+    """A language model: parameters (pytree of jax arrays), static configuration, tokenizer."""
+
+    params: dict[str, Any]
+    cfg: ModelConfig
+    tokenizer: "PreTrainedTokenizerFast"
+
+
+Loader = Callable[[Path, Any], Model]
+
+_LOADERS: dict[str, Loader] = {}
+# Who registers a quantization method, imported when a directory asks for it.
+_FORMAT_MODULES = {"pvq": "jaxlab.quantization"}
+
+
+def load(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> Model:
+    """A pretrained language model.
+
+    Args:
+      source: `pkg:NAME` (weights inside a Python package, see `known_models`), a Hugging Face directory, a
+        `.gguf`
+        file, `hf:ORG/NAME[@REVISION]`, or a directory that this library quantized.
+      dtype: of the parameters; weights are dequantized to it.
+
+    Returns:
+      `Model(params, cfg, tokenizer)`.
+
+    Raises:
+      InputError: the source is none of these, or cannot be used as it is.
+      ResourceError: a package or a file cannot be fetched, or has the wrong checksum.
+    """
+    path = resolve(source)
+    return _load_directory(path, dtype) if path.is_dir() else _load_gguf(path, dtype)
+
+
+def resolve(source: str | os.PathLike[str]) -> Path:
+    """Local path of a model's directory or GGUF file, fetched if need be; otherwise as `load`."""
+    name = os.fspath(source)
+    kind, _, rest = name.partition(":")
+    if kind == "pkg":
+        return weight_file(rest)
+    if kind == "hf":
+        return snapshot(rest)
+    path = Path(name).expanduser()
+    if not path.exists():
+        known = ", ".join(f"pkg:{known}" for known in PACKAGES)
+        raise InputError(
+            f"model {name!r} is not known; accepted are {known}, a Hugging Face directory, a .gguf file,"
+            " hf:ORG/NAME"
+        )
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: give the directory that holds it, with its {CONFIG} and tokenizer")
+    return path
+
+
+def register_format(quant_method: str, loader: Loader) -> None:
+    """Lets `load` open directories whose `config.json` has `quantization_config.quant_method ==
+    quant_method`.
+
+    Args:
+      quant_method: name of the method.
+      loader: `loader(directory, dtype) -> Model`.
+    """
+    _LOADERS[quant_method] = loader
+
+
+def config_and_tokenizer(directory: Path) -> tuple[ModelConfig, "PreTrainedTokenizerFast"]:
+    """Configuration and tokenizer of a Hugging Face directory, whatever its weights are stored as.
+
+    Raises:
+      InputError: a file is missing or damaged, or the model is not supported.
+    """
+    cfg = _read_config(directory)
+    tokenizer = tokenizer_from_directory(directory, vocab_size=cfg.vocab_size)
+    return replace(
+        cfg, add_bos=cfg.bos_id is not None and tokenizer("")["input_ids"][:1] == [cfg.bos_id]
+    ), tokenizer
+
+
+class KnownModel(NamedTuple):
+    """A model that ships inside a package: `available` when nothing needs to be fetched."""
+
+    source: str
+    summary: str
+    licence: str
+    megabytes: int
+    available: bool
+
+
+def known_models() -> list[KnownModel]:
+    """The models that `load` knows by name."""
+    return [
+        KnownModel(f"pkg:{name}", package.summary, package.licence, package.megabytes, is_available(name))
+        for name, package in PACKAGES.items()
+    ]
+
+
+class TensorDescription(NamedTuple):
+    """A tensor as it is stored."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is and how it is stored; `parameters` counts the model's own, not the stored numbers."""
+
+    source: str
+    path: Path
+    file_format: str
+    file_bytes: int
+    parameters: int
+    cfg: ModelConfig
+    tensors: tuple[TensorDescription, ...]
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Number of tensors of each stored dtype, most frequent first."""
+        return dict(Counter(tensor.dtype for tensor in self.tensors).most_common())
+
+
+def describe(source: str | os.PathLike[str]) -> Description:
+    """Describes a model without loading its weights; arguments and errors as for `load`."""
+    path = resolve(source)
+    if path.is_dir():
+        files = weight_files(path)
+        cfg, file_format = _read_config(path), "safetensors"
+        tensors = [tensor for file in files for tensor in _stored(file)]
+        method = (_read_json(path / CONFIG).get("quantization_config") or {}).get("quant_method")
+        if method:
+            file_format += f", {method}"
+    else:
+        file, files = read_gguf(path), [path]
+        cfg, file_format = config_from_gguf(file), "GGUF"
+        tensors = [TensorDescription(info.name, info.shape, info.kind) for info in file.tensors.values()]
+    return Description(
+        source=os.fspath(source),
+        path=path,
+        file_format=file_format,
+        file_bytes=sum(file.stat().st_size for file in files),
+        parameters=parameter_count(cfg),
+        cfg=cfg,
+        tensors=tuple(tensors),
+    )
+
+
+def parameter_count(cfg: ModelConfig) -> int:
+    """Number of parameters of a dense model, a tied head counted once."""
+    layer = sum(int(np.prod(shape)) for shape in layer_shapes(cfg).values())
+    embeddings = 1 if cfg.tie_embeddings else 2
+    return cfg.num_layers * layer + (embeddings * cfg.vocab_size + 1) * cfg.hidden_size
+
+
+def _load_gguf(path: Path, dtype: Any) -> Model:
+    file = read_gguf(path)
+    cfg = config_from_gguf(file)
+    tokenizer = tokenizer_from_gguf(file.metadata, source=str(path))
+    if len(tokenizer) > cfg.vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model's embedding has"
+            f" {cfg.vocab_size} rows"
+        )
+    return Model(params_from_gguf(file, cfg, dtype=dtype), cfg, tokenizer)
+
+
+def _load_directory(directory: Path, dtype: Any) -> Model:
+    method = (_read_json(directory / CONFIG).get("quantization_config") or {}).get("quant_method")
+    if method is not None:
+        return _loader(method, directory)(directory, dtype)
+    weight_files(directory)  # the most basic thing to miss, so it is said first
+    cfg, tokenizer = config_and_tokenizer(directory)
+    return Model(params_from_safetensors(directory, cfg, dtype=dtype), cfg, tokenizer)
+
+
+def _loader(method: str, directory: Path) -> Loader:
+    if method not in _LOADERS and method in _FORMAT_MODULES:
+        importlib.import_module(_FORMAT_MODULES[method])
+    if method not in _LOADERS:
+        supported = ", ".join(sorted({*_LOADERS, *_FORMAT_MODULES}))
+        raise InputError(
+            f"{directory / CONFIG}: quantization method {method!r} is not supported;"
+            f" supported are {supported}, and weights that are not quantized"
+        )
+    return _LOADERS[method]
+
+
+def _read_config(directory: Path) -> ModelConfig:
+    generation = _read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
+    return config_from_hf(
+        _read_json(directory / CONFIG), source=str(directory / CONFIG), generation=generation
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: is missing; a model directory needs it") from error
+    except ValueError as error:
+        raise InputError(f"{file}: is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def _stored(file: Path) -> list[TensorDescription]:
+    with open_safetensors(file) as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}
+        return [TensorDescription(name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
