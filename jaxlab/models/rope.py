@@ -22,11 +22,18 @@ def layer_geometry(cfg: ModelConfig) -> tuple[Float[Array, "layers half_dim"], I
     Returns:
         inverse_frequencies float32 [L, head_dim / 2], and windows int32 [L], `NO_WINDOW` in global layers.
     """
-    plain = _stretched(_frequencies(cfg.rope_theta, cfg.head_dim), cfg.rope_scaling)
-    local = plain if cfg.rope_theta_local is None else _frequencies(cfg.rope_theta_local, cfg.head_dim)
-    frequencies = [plain if window is None else local for window in cfg.layer_windows]
+    table, kinds = frequency_table(cfg)
     windows = [NO_WINDOW if window is None else window for window in cfg.layer_windows]
-    return jnp.asarray(np.stack(frequencies), jnp.float32), jnp.asarray(windows, jnp.int32)
+    return jnp.asarray(table[kinds]), jnp.asarray(windows, jnp.int32)
+
+
+def frequency_table(cfg: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows of inverse frequencies, float32 [1 or 2, head_dim / 2], and the row of each layer."""
+    plain = _stretched(_frequencies(cfg.rope_theta, cfg.head_dim), cfg.rope_scaling)
+    if cfg.rope_theta_local is None:
+        return plain[None], np.zeros(cfg.num_layers, np.int32)
+    local = _frequencies(cfg.rope_theta_local, cfg.head_dim)
+    return np.stack([plain, local]), np.array([window is not None for window in cfg.layer_windows], np.int32)
 
 
 def rotary_factors(

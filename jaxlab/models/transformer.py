@@ -18,7 +18,7 @@ from jaxlab.models.attention import attend
 from jaxlab.models.cache import Cache, read, write
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import dense, linear
-from jaxlab.models.rope import layer_geometry, rotary_factors, rotate
+from jaxlab.models.rope import frequency_table, layer_geometry, rotary_factors, rotate
 from jaxlab.models.validation import check_cache, check_params, check_tokens
 
 Params = dict[str, Any]
@@ -84,7 +84,7 @@ def logits(
 def embed(
     params: Params, cfg: ModelConfig, tokens: Int[Array, "batch time"]
 ) -> Float[Array, "batch time hidden"]:
-    """Input of the first block; the factor of Gemma is rounded to the dtype of the weights (as transformers does)."""
+    """Input of the first block; as in transformers, Gemma's factor is rounded to the dtype of the weights."""
     table = dense(params["embed"])
     hidden = jnp.take(table, tokens, axis=0, mode="clip")
     return hidden if cfg.embed_scale == 1.0 else hidden * jnp.asarray(cfg.embed_scale, table.dtype)
@@ -118,18 +118,31 @@ def block(
     Returns:
         The residual stream, the cache, and taps: the inputs of the matrices by the names in `INPUT_SITES`.
     """
-    batch, time, _ = hidden.shape
     if positions is None:
-        positions = default_positions(batch, time, cache)
+        positions = default_positions(hidden.shape[0], hidden.shape[1], cache)
+    rope = rotary_factors(inverse_frequencies, positions)
+    return _block(layer, cfg, hidden, rope, window, segment_ids, cache, layer_index)
 
+
+def _block(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    hidden: Array,
+    rope: tuple[Array, Array],
+    window: int | Array | None,
+    segment_ids: Array | None,
+    cache: Cache | None,
+    layer_index: int | Array,
+) -> tuple[Array, Cache | None, Taps]:
+    """`block`, given cos and sin."""
+    batch, time, _ = hidden.shape
     attention_input = rms_norm(hidden, layer["attn_norm"], cfg)
     q = _heads(_affine(attention_input, layer, "q"), cfg)
     k = _heads(_affine(attention_input, layer, "k"), cfg)
     v = _heads(_affine(attention_input, layer, "v"), cfg)
     if cfg.qk_norm:
         q, k = rms_norm(q, layer["q_norm"], cfg), rms_norm(k, layer["k_norm"], cfg)
-    cos, sin = rotary_factors(inverse_frequencies, positions)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k = rotate(q, *rope), rotate(k, *rope)
 
     scale = cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
     if cache is None:
@@ -186,34 +199,29 @@ def run_layers(
         The residual stream, the cache, and what was collected: stacked along a leading layer axis for stacked
         layers, a tuple for a tuple of layers.
     """
-    frequencies, windows = layer_geometry(cfg)
+    _, windows = layer_geometry(cfg)
     if positions is None:
         positions = default_positions(hidden.shape[0], hidden.shape[1], cache)
-    shared = {"positions": positions, "segment_ids": segment_ids}
+    # Outside of the scan, where XLA cannot fuse the cosines into every head's rotation and repeat them there.
+    frequencies, kinds = frequency_table(cfg)
+    cos, sin = jax.vmap(rotary_factors, in_axes=(0, None))(jnp.asarray(frequencies), positions)
     everywhere_global = all(window is None for window in cfg.layer_windows)
 
     def step(carry: tuple[Array, Cache | None], inputs: tuple) -> tuple[tuple[Array, Cache | None], Any]:
-        layer, layer_frequencies, window, index = inputs
-        hidden, cache, taps = block(
-            layer,
-            cfg,
-            carry[0],
-            inverse_frequencies=layer_frequencies,
-            window=None if everywhere_global else window,
-            cache=carry[1],
-            layer_index=index,
-            **shared,
-        )
+        layer, window, kind, index = inputs
+        rope = (cos[0], sin[0]) if len(frequencies) == 1 else (cos[kind], sin[kind])
+        window = None if everywhere_global else window
+        hidden, cache, taps = _block(layer, cfg, carry[0], rope, window, segment_ids, carry[1], index)
         return (hidden, cache), collect(taps)
 
     layers, carry = params["layers"], (hidden, cache)
     if isinstance(layers, tuple):
         collected = []
         for index, layer in enumerate(layers):
-            carry, kept = step(carry, (layer, frequencies[index], windows[index], index))
+            carry, kept = step(carry, (layer, windows[index], kinds[index], index))
             collected.append(kept)
         return *carry, tuple(collected)
-    carry, kept = lax.scan(step, carry, (layers, frequencies, windows, jnp.arange(cfg.num_layers)))
+    carry, kept = lax.scan(step, carry, (layers, windows, kinds, jnp.arange(cfg.num_layers)))
     return *carry, kept
 
 

@@ -96,7 +96,7 @@ def check_tokens(
     for name, other in aligned.items():
         if other is not None and other.shape != tokens.shape:
             raise InputError(f"{name} has shape {other.shape}; it must be that of tokens, {tokens.shape}")
-    ids = _concrete(tokens)
+    ids = concrete(tokens)
     if ids is not None and ids.size and not (0 <= ids.min() and ids.max() < cfg.vocab_size):
         raise InputError(
             f"tokens holds ids from {ids.min()} to {ids.max()}; the vocabulary has {cfg.vocab_size}: "
@@ -120,10 +120,19 @@ def check_cache(cache: Cache, cfg: ModelConfig, tokens: Array, segment_ids: Arra
             f"cache has keys {cache.keys.shape}, values {cache.values.shape}, length {cache.length.shape}; "
             f"these tokens need {expected} and ({batch},): make it with init_cache(cfg, {batch}, size)"
         )
-    length = _concrete(cache.length)
+    length = concrete(cache.length)
     used = 0 if length is None else int(length.max())
     if used + time > slots:
         raise InputError(f"cache has {slots} slots, {used} of them used; {time} more tokens do not fit")
+
+
+def concrete(array: Array) -> np.ndarray | None:
+    """The values, or None while they are traced or lie on another host."""
+    if isinstance(array, jax.core.Tracer):
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    return np.asarray(array)
 
 
 _AXES = {
@@ -155,12 +164,3 @@ def _check_shape(where: str, leaf: Any, expected: tuple[int, ...], free: list[in
     same_rank = len(found) == len(expected)
     if not same_rank or any(found[i] != expected[i] for i in range(len(expected)) if i not in free):
         raise InputError(f"{where} has shape {found}; this configuration has {expected}")
-
-
-def _concrete(array: Array) -> np.ndarray | None:
-    """The values, or None while they are traced or lie on another host."""
-    if isinstance(array, jax.core.Tracer):
-        return None
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return None
-    return np.asarray(array)

@@ -1,0 +1,238 @@
+"""Text generation under one jit: prefill of the prompts, then a while loop that decodes a token a row a step.
+
+Shapes are sizes rounded up to powers of two, so that prompts of similar length share a compiled program.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxlab.errors import InputError
+from jaxlab.models.cache import Cache, init_cache
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.linear import dense
+from jaxlab.models.transformer import Params, forward, logits
+from jaxlab.models.validation import check_params, check_tokens, concrete
+
+SMALLEST_CACHE = 128
+SMALLEST_PROMPT = 32
+
+
+class Generation(NamedTuple):
+    """New tokens of every row.
+
+    Row b holds `lengths[b]` tokens, the stop token that ended it included; the rest is padding. `logprobs` are
+    those of the model itself, before temperature and filters; zero in the padding, None when not asked for.
+    """
+
+    tokens: Int[Array, "batch max_new"]
+    lengths: Int[Array, " batch"]
+    logprobs: Float[Array, "batch max_new"] | None
+
+
+class _Sampling(NamedTuple):
+    """Values that may change without a new program."""
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+
+
+class _State(NamedTuple):
+    """Of the decoding loop; the newest tokens, `tokens[:, step - 1]`, are not in the cache yet."""
+
+    step: Int[Array, ""]
+    cache: Cache
+    finished: Bool[Array, " batch"]
+    written: Generation
+
+
+def generate(
+    params: Params,
+    cfg: ModelConfig,
+    prompt: Int[Array, "batch time"],
+    prompt_len: Int[Array, " batch"],
+    key: Key[Array, ""] | Key[Array, " batch"],
+    *,
+    max_new: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop_ids: tuple[int, ...] = (),
+    logprobs: bool = False,
+) -> Generation:
+    """Continue every prompt by up to `max_new` tokens.
+
+    Filters act in the order top_k, top_p, min_p, after the temperature, as in transformers.
+
+    Args:
+        params: the model.
+        cfg: static.
+        prompt: int32, right-padded.
+        prompt_len: tokens of each prompt, 1 to time.
+        key: one key, folded with the row's number, or a key a row. A row's tokens depend on its own key and
+            prompt alone, not on what else is in the batch.
+        max_new: tokens to make, at least 1.
+        temperature: 0 takes the likeliest token.
+        top_k: keep the k likeliest tokens; 0 is all.
+        top_p: keep the likeliest tokens until their probabilities reach top_p, in (0, 1].
+        min_p: keep tokens at least min_p times as probable as the likeliest, in [0, 1].
+        stop_ids: tokens that end a row (`cfg.eos_ids` for the model's own); none by default.
+        logprobs: return the log-probabilities of the new tokens too.
+
+    Raises:
+        InputError: an option out of range, prompts of a wrong shape, or prompt and new tokens together longer
+            than cfg.max_positions.
+    """
+    check_params(params, cfg)
+    check_tokens(prompt, cfg)
+    prompt, prompt_len = jnp.asarray(prompt), jnp.asarray(prompt_len)
+    batch, time = prompt.shape
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    _check_options(cfg, prompt, prompt_len, max_new, options)
+
+    padded = min(_power_of_two(time, SMALLEST_PROMPT), cfg.max_positions)
+    prompt = jnp.pad(prompt, ((0, 0), (0, padded - time)))
+    filtered = top_k > 0 or top_p < 1.0 or min_p > 0.0
+    return _generate(
+        params,
+        cfg,
+        prompt,
+        prompt_len.astype(jnp.int32),
+        _row_keys(key, batch),
+        _Sampling(**{name: jnp.asarray(value) for name, value in options.items()}),
+        max_new=max_new,
+        slots=_power_of_two(max(padded, time + max_new), SMALLEST_CACHE),
+        choice="likeliest" if temperature == 0.0 else "filtered" if filtered else "free",
+        stop_ids=tuple(int(token) for token in stop_ids),
+        with_logprobs=logprobs,
+    )
+
+
+@partial(jax.jit, static_argnames=("cfg", "max_new", "slots", "choice", "stop_ids", "with_logprobs"))
+def _generate(
+    params: Params,
+    cfg: ModelConfig,
+    prompt: Array,
+    prompt_len: Array,
+    keys: Array,
+    sampling: _Sampling,
+    *,
+    max_new: int,
+    slots: int,
+    choice: str,
+    stop_ids: tuple[int, ...],
+    with_logprobs: bool,
+) -> Generation:
+    batch = prompt.shape[0]
+    padding = 0 if cfg.pad_id is None else cfg.pad_id
+    stops = jnp.asarray(stop_ids, jnp.int32)
+
+    def choose(scores: Array, step: Array) -> Array:
+        if choice == "likeliest":
+            return jnp.argmax(scores, axis=-1)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        sample = _sample_filtered if choice == "filtered" else _sample
+        return jax.vmap(sample, (0, 0, None))(step_keys, scores, sampling)
+
+    def append(state: _State, hidden: Array) -> _State:
+        scores = logits(params, cfg, hidden).astype(jnp.float32)
+        alive, written = ~state.finished, state.written
+        token = jnp.where(alive, choose(scores, state.step), padding).astype(jnp.int32)
+        logprobs = written.logprobs
+        if logprobs is not None:
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], axis=-1)[:, 0]
+            logprobs = logprobs.at[:, state.step].set(jnp.where(alive, chosen, 0.0))
+        tokens = written.tokens.at[:, state.step].set(token)
+        finished = state.finished | (token[:, None] == stops).any(axis=-1)
+        return _State(
+            state.step + 1, state.cache, finished, Generation(tokens, written.lengths + alive, logprobs)
+        )
+
+    def decode(state: _State) -> _State:
+        newest = lax.dynamic_slice_in_dim(state.written.tokens, state.step - 1, 1, axis=1)
+        hidden, cache = forward(params, cfg, newest, cache=state.cache)
+        assert cache is not None
+        return append(state._replace(cache=cache), hidden[:, 0])
+
+    dtype = jax.eval_shape(dense, params["embed"]).dtype
+    hidden, cache = forward(params, cfg, prompt, cache=init_cache(cfg, batch, slots, dtype=dtype))
+    assert cache is not None
+    last = jnp.take_along_axis(hidden, (prompt_len - 1)[:, None, None], axis=1)[:, 0]
+    empty = Generation(
+        jnp.full((batch, max_new), padding, jnp.int32),
+        jnp.zeros(batch, jnp.int32),
+        jnp.zeros((batch, max_new), jnp.float32) if with_logprobs else None,
+    )
+    state = _State(jnp.int32(0), cache._replace(length=prompt_len), jnp.zeros(batch, bool), empty)
+    state = append(state, last)
+    more = lambda state: (state.step < max_new) & ~state.finished.all()  # noqa: E731
+    return lax.while_loop(more, decode, state).written
+
+
+def _sample(key: Array, scores: Float[Array, " vocabulary"], sampling: _Sampling) -> Int[Array, ""]:
+    return jax.random.categorical(key, scores / sampling.temperature)
+
+
+def _sample_filtered(key: Array, scores: Float[Array, " vocabulary"], sampling: _Sampling) -> Int[Array, ""]:
+    order = jnp.argsort(-scores)
+    ranked = scores[order] / sampling.temperature
+    rank = jnp.arange(len(ranked))
+    keep = (rank < sampling.top_k) | (sampling.top_k == 0)
+    probability = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf))
+    keep &= jnp.cumsum(probability) - probability < sampling.top_p
+    keep &= probability >= sampling.min_p * probability[0]
+    # Rounding must not filter the likeliest token away.
+    keep |= rank == 0
+    return order[jax.random.categorical(key, jnp.where(keep, ranked, -jnp.inf))]
+
+
+def _row_keys(key: Array, batch: int) -> Key[Array, " batch"]:
+    """One typed key a row."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise InputError(f"key has shape {key.shape}; it must be one key or one for each of {batch} rows")
+    return key
+
+
+def _power_of_two(size: int, smallest: int) -> int:
+    """The smallest power of two that is at least `size` and at least `smallest`."""
+    return max(smallest, 1 << (size - 1).bit_length())
+
+
+def _check_options(
+    cfg: ModelConfig, prompt: Array, prompt_len: Array, max_new: int, sampling: dict[str, float]
+) -> None:
+    batch, time = prompt.shape
+    if prompt_len.shape != (batch,) or not jnp.issubdtype(prompt_len.dtype, jnp.integer):
+        raise InputError(
+            f"prompt_len has shape {prompt_len.shape} and dtype {prompt_len.dtype}; "
+            f"it must be int32 [{batch}]"
+        )
+    lengths = concrete(prompt_len)
+    if lengths is not None and not (1 <= lengths.min() and lengths.max() <= time):
+        raise InputError(f"prompt_len is {lengths.tolist()}; each must be 1 to {time}, the width of prompt")
+    if max_new < 1:
+        raise InputError(f"max_new is {max_new}; it must be at least 1")
+    if time + max_new > cfg.max_positions:
+        raise InputError(
+            f"prompt of width {time} and max_new {max_new} exceed the model's {cfg.max_positions} positions"
+        )
+    ranges = {
+        "temperature": ("at least 0", sampling["temperature"] >= 0),
+        "top_k": ("0 (off) or more", sampling["top_k"] >= 0),
+        "top_p": ("in (0, 1]", 0 < sampling["top_p"] <= 1),
+        "min_p": ("in [0, 1]", 0 <= sampling["min_p"] <= 1),
+    }
+    for name, (right, holds) in ranges.items():
+        if not holds:
+            raise InputError(f"{name} is {sampling[name]}; it must be {right}")
