@@ -73,7 +73,8 @@ PACKAGES: dict[str, WeightPackage] = {
         megabytes=238,
         notice=(
             "Gemma is provided under and subject to the Gemma Terms of Use found at"
-            " ai.google.dev/gemma/terms. They restrict some uses and apply to models derived from it, quantized ones included."
+            " ai.google.dev/gemma/terms. They restrict some uses and apply to models derived from it,"
+            " quantized ones included."
         ),
     ),
 }
