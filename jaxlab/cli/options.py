@@ -21,7 +21,7 @@ def parse(
     """
     import tyro
 
-    kind = Annotated[options, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes]  # type: ignore[valid-type]
+    kind: Any = Annotated[options, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes]
     defaults = {} if default is None else {"default": default}
     return tyro.cli(kind, args=argv, prog=f"jaxlab {command}", description=description, **defaults)
 
