@@ -1,8 +1,8 @@
-"""Rank and unrank of pyramid codewords: integer vectors y with sum |y_i| = k, numbered from 0 to V(n, k) - 1.
+"""Rank and unrank of pyramid codewords: integer vectors y with sum |y_i| = k, numbered 0 to V(n, k) - 1.
 
-The order "fischer-1" scans the coordinates from the left and orders the values of each as 0, +1, -1, +2, -2, ...
-Indices are little-endian uint32 limbs, so neither x64 nor division is needed; the counts come from a table of
-exact integers made on the host. Reference: Fischer, "A pyramid vector quantizer", IEEE Trans. Inf. Theory 1986.
+The order "fischer-1" scans coordinates from the left and orders the values of each as 0, +1, -1, +2, -2, ...
+Indices are little-endian uint32 limbs, so neither x64 nor division is needed; counts come from a table of
+exact integers made on the host. Reference: Fischer, "A pyramid vector quantizer", IEEE Trans. IT, 1986.
 """
 
 import functools
@@ -74,7 +74,7 @@ def rank_tables(n: int, k: int) -> np.ndarray:
     """Cumulative counts from which `rank` and `unrank` work; made once on the host.
 
     Entry [i, j, m] is the number of codewords of length i + 1 with j pulses whose first magnitude is below m:
-    0 for m = 0, otherwise V(i, j) + 2 * sum of V(i, j - l) over l = 1..m-1. Beyond m = j + 1 it stays V(i + 1, j).
+    0 for m = 0, else V(i, j) + 2 * sum of V(i, j - l) over l = 1..m-1. Beyond m = j + 1 it stays V(i + 1, j).
 
     Args:
       n: weights per group, >= 1.
