@@ -132,7 +132,14 @@ def params_from_gguf(file: GGUFFile, cfg: ModelConfig, *, dtype: Any = jnp.float
     Raises:
       InputError: a tensor is missing, has another shape than `cfg` says, or holds NaN.
     """
-    permuted = {"q": cfg.num_heads, "k": cfg.num_kv_heads} if cfg.family == "llama" else {}
+    permuted = {}
+    if cfg.family == "llama":
+        permuted = {
+            "q": cfg.num_heads,
+            "q_bias": cfg.num_heads,
+            "k": cfg.num_kv_heads,
+            "k_bias": cfg.num_kv_heads,
+        }
 
     def read(name: str, layer: int | None, out: np.ndarray) -> str:
         tensor = _TENSORS[name] if layer is None else f"blk.{layer}.{_TENSORS[name]}"
@@ -148,8 +155,8 @@ def params_from_gguf(file: GGUFFile, cfg: ModelConfig, *, dtype: Any = jnp.float
 
 def _undo_rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head from pairs (0, h, 1, h + 1, ...) back to halves (0, 1, ..., h, h + 1, ...)."""
-    rows, width = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+    pairs = weight.reshape(heads, len(weight) // heads // 2, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _embedding_rows(file: GGUFFile) -> int:
