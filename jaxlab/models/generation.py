@@ -25,8 +25,8 @@ SMALLEST_PROMPT = 32
 class Generation(NamedTuple):
     """New tokens of every row.
 
-    Row b holds `lengths[b]` tokens, the stop token that ended it included; the rest is padding. `logprobs` are
-    those of the model itself, before temperature and filters; zero in the padding, None when not asked for.
+    Row b holds `lengths[b]` tokens, the stop token that ended it included; the rest is padding. `logprobs`
+    are those of the model itself, before temperature and filters: zero in the padding; None if not asked for.
     """
 
     tokens: Int[Array, "batch max_new"]

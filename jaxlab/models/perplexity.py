@@ -1,7 +1,7 @@
 """Perplexity of a text by the protocol that all benchmarks here share.
 
-The text is encoded once, without special tokens, and cut into consecutive windows that do not overlap; the tail
-is dropped, and every position of a window but its first is scored.
+The text is encoded once, without special tokens, and cut into consecutive windows that do not overlap; the
+tail is dropped, and every position of a window but its first is scored.
 """
 
 from collections.abc import Callable
