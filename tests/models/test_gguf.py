@@ -242,7 +242,9 @@ def write_twin(path, case):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    writer.add_key_length(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for name, value in model.state_dict().items():
@@ -259,7 +261,11 @@ def write_twin(path, case):
             tied = config.tie_word_embeddings and name == "lm_head.weight"
             if tied:
                 continue
-            table = {"embed_tokens.weight": "token_embd", "norm.weight": "output_norm", "lm_head.weight": "output"}
+            table = {
+                "embed_tokens.weight": "token_embd",
+                "norm.weight": "output_norm",
+                "lm_head.weight": "output",
+            }
             name = f"{table[name]}.weight"
         writer.add_tensor(name, np.ascontiguousarray(array))
     writer.write_header_to_file()
