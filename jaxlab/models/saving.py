@@ -115,7 +115,9 @@ def write_config_and_tokenizer(
     _write_json(settings, written | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def write_safetensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
+def write_safetensors(
+    file: Path, tensors: dict[str, np.ndarray], *, metadata: dict[str, str] | None = None
+) -> None:
     """Writes a safetensors file, readable by whom the umask allows.
 
     Raises:
@@ -127,7 +129,8 @@ def write_safetensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
     file.touch()
     mode = file.stat().st_mode
     try:
-        save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses files without a format
+        # transformers refuses files without a format
+        save_file(tensors, file, metadata=metadata or {"format": "pt"})
     except SafetensorError as error:
         raise ResourceError(f"cannot write {file}: {error}") from error
     file.chmod(mode)  # it replaces the file by one for its owner alone

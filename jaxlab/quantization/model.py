@@ -80,6 +80,7 @@ def quantize_layers(
     key: jax.Array,
     *,
     tokens: Int[Array, "windows context"] | None = None,
+    token_weights: Mapping[str, Float[Array, "layers windows context"]] | None = None,
     done: Sequence[Mapping[str, QuantizedTensor]] = (),
     row_map: RowMap = lambda function: function,
 ) -> Iterator[QuantizedLayer]:
@@ -91,6 +92,7 @@ def quantize_layers(
       scheme: codes and options.
       key: PRNG key of the rotations.
       tokens: calibration windows; needed with `scheme.feedback`.
+      token_weights: for each matrix how much an error at a token matters (see `sensitivity`); None is all the same.
       done: tensors of the first blocks from an interrupted run; the iterator goes on after them, with the same result.
       row_map: wraps the row-wise quantizer `f(rows, *replicated)`, e.g. to shard rows over devices.
 
@@ -114,7 +116,9 @@ def quantize_layers(
         if index < len(done):
             tensors = dict(done[index])
         else:
-            result = _quantize_layer(layer, cfg, geometry, scheme, jax.random.fold_in(key, index), index, state, row_map)
+            weights = None if token_weights is None else {name: w[index] for name, w in token_weights.items()}
+            layer_key = jax.random.fold_in(key, index)
+            result = _quantize_layer(layer, cfg, geometry, scheme, layer_key, index, state, weights, row_map)
             tensors = result.tensors
         if state is not None and index + 1 < cfg.num_layers:
             approximate = layer | {name: dequantize_any(tensor) for name, tensor in tensors.items()}
@@ -151,6 +155,7 @@ def _quantize_layer(
     key: jax.Array,
     index: int,
     state: _Activations | None,
+    token_weights: Mapping[str, Array] | None,
     row_map: RowMap,
 ) -> QuantizedLayer:
     specs = dict(scheme.specs)
@@ -165,23 +170,27 @@ def _quantize_layer(
                 raise InputError(f"non-finite weight in layer {index}, matrix {name}")
         size = weights[names[0]].shape[1]
         signs = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
-        moments = factor = None
+        moments = None
         if state is not None:
-            moments = _moments(layer, current, cfg, state, *geometry, site=site, cross=scheme.correction > 0)
-            try:
-                factor = feedback_factor(moments.hessian, signs, damping=scheme.damping)
-            except InputError as error:
-                raise InputError(f"layer {index}, {site}: {error}") from error
+            site_weights = None if token_weights is None else {name: token_weights[name] for name in names}
+            cross = scheme.correction > 0
+            moments = _moments(layer, current, cfg, state, *geometry, site_weights, site=site, cross=cross)
         for name, w in weights.items():
-            target = w
-            if moments is not None and scheme.correction > 0:
-                target = _corrected(w, moments, scheme.damping, scheme.correction)
+            target, factor, hessian = w, None, None
+            if moments is not None:
+                hessian = moments[name].hessian
+                try:
+                    factor = feedback_factor(hessian, signs, damping=scheme.damping)
+                except InputError as error:
+                    raise InputError(f"layer {index}, matrix {name}: {error}") from error
+                if scheme.correction > 0:
+                    target = _corrected(w, moments[name], scheme.damping, scheme.correction)
             tensors[name] = _quantize_matrix(target, signs, factor, specs[name], scheme, row_map)
             approximate = dequantize_any(tensors[name])
             current[name] = approximate
             weight_sqnr[name] = float(_sqnr(w, approximate, None))
-            if moments is not None:
-                output_sqnr[name] = float(_sqnr(w, approximate, moments.hessian))
+            if hessian is not None:
+                output_sqnr[name] = float(_sqnr(w, approximate, hessian))
     return QuantizedLayer(index, tensors, weight_sqnr, output_sqnr)
 
 
@@ -216,26 +225,42 @@ def _moments(
     state: _Activations,
     frequencies: Array,
     window: Array,
+    weights: dict[str, Float[Array, "windows context"]] | None,
     *,
     site: str,
     cross: bool,
-) -> _Moments:
-    """Second moment of the quantized model's inputs at a site, and of the exact model's with the quantized one's."""
+) -> dict[str, _Moments]:
+    """Second moment of the quantized model's inputs at a site, and of the exact model's with the quantized one's.
+
+    One for each matrix that reads the site, each token with its weight; the same for all without weights.
+    """
 
     def tap(layer: dict[str, Any], hidden: Array) -> Array:
         return block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[2][site][0]
 
-    def add(total: _Moments, hidden: tuple[Array, Array]) -> tuple[_Moments, None]:
-        exact, quantized = hidden
-        x = tap(current, quantized)
-        cross_moment = tap(layer, exact).T @ x if cross else total.cross
-        return _Moments(total.hessian + x.T @ x, total.cross + cross_moment), None
+    def add(
+        total: dict[str, _Moments], window: tuple[_Activations, dict[str, Array]]
+    ) -> tuple[dict[str, _Moments], None]:
+        hidden, weights = window
+        x = tap(current, hidden.quantized)
+        exact = tap(layer, hidden.exact) if cross else x
 
+        def plus(total: _Moments, weight: Array) -> _Moments:
+            weighted = x * weight[:, None]
+            return _Moments(total.hessian + x.T @ weighted, total.cross + exact.T @ weighted if cross else total.cross)
+
+        return {name: plus(total[name], weights[name]) for name in total}, None
+
+    names = INPUT_SITES[site]
     size = jax.eval_shape(tap, layer, state.exact[0]).shape[-1]
-    zero = jnp.zeros((size, size), jnp.float32)
-    total, _ = jax.lax.scan(add, _Moments(zero, zero), state)
-    count = state.exact.shape[0] * state.exact.shape[1]
-    return _Moments(total.hessian / count, total.cross / count)
+    zero = _Moments(jnp.zeros((size, size)), jnp.zeros((size, size)))
+    if weights is None:
+        names = names[:1]
+        weights = {names[0]: jnp.ones(state.exact.shape[:2])}
+    mean = {name: jnp.sum(weight) for name, weight in weights.items()}
+    total, _ = jax.lax.scan(add, {name: zero for name in names}, (state, weights))
+    scaled = {name: jax.tree.map(lambda x, name=name: x / mean[name], total[name]) for name in names}
+    return {name: scaled.get(name, scaled[names[0]]) for name in INPUT_SITES[site]}
 
 
 @jax.jit

@@ -1,0 +1,259 @@
+"""The file format of quantized models: a Hugging Face directory whose safetensors hold packed codes.
+
+A quantized matrix X of `model.safetensors` is `X.pvq_words` (uint32), `X.pvq_scale` (float16), `X.pvq_levels`
+(float32) and, where rotated, `X.pvq_signs` (bits), or, for scalar codes, `X.scalar_words`, `X.scalar_scale`,
+`X.scalar_minimum` and `X.scalar_signs`. The file's metadata says `format=jaxlab-pvq`, `version=1`,
+`index_order=fischer-1`, and holds a JSON map from X to the code's parameters. Everything else has its usual name.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.errors import InputError
+from jaxlab.files import atomic_directory
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.huggingface import config_to_hf
+from jaxlab.models.loading import Model, config_and_tokenizer, register_format
+from jaxlab.models.safetensors_weights import WEIGHTS, open_safetensors, tensor_name
+from jaxlab.models.saving import write_config_and_tokenizer, write_safetensors
+from jaxlab.models.validation import layer_shapes
+from jaxlab.quantization.expansion import expand
+from jaxlab.quantization.pvq import PVQTensor
+from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor
+from jaxlab.quantization.spec import PVQSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FORMAT, VERSION, INDEX_ORDER = "jaxlab-pvq", "1", "fischer-1"
+_SPECS: dict[str, type] = {"pvq": PVQSpec, "scalar": ScalarSpec}
+_FIELDS = {"pvq": ("words", "scale", "levels", "signs"), "scalar": ("words", "scale", "minimum", "signs")}
+_OPTIONAL = ("minimum", "signs")
+_DTYPES = {"words": np.uint32, "scale": np.float16, "minimum": np.float16, "levels": np.float32, "signs": np.uint8}
+
+
+def save_quantized(
+    params: dict[str, Any],
+    cfg: ModelConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    directory: str | os.PathLike[str],
+) -> float:
+    """Writes a model whose matrices are `PVQTensor`s or `ScalarTensor`s; the rest is stored in float32.
+
+    Args:
+      params: layers as a tuple; any of the matrices, the embedding and the head may be quantized.
+      cfg: the model.
+      tokenizer: saved beside it.
+      directory: replaced whole, and left as it is if anything fails.
+
+    Returns:
+      Bits a weight of the quantized matrices of the blocks, from the bytes written for them.
+
+    Raises:
+      InputError: a tensor is not finite.
+      ResourceError: the disk is full.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for name, (layer, leaf) in _named_leaves(params, cfg).items():
+        if isinstance(leaf, PVQTensor | ScalarTensor):
+            stem = name.removesuffix(".weight")
+            kind = "pvq" if isinstance(leaf, PVQTensor) else "scalar"
+            described[stem] = {"kind": kind, "block": layer is not None, "shape": list(leaf.shape)}
+            described[stem] |= dataclasses.asdict(leaf.spec) | {
+                "rotation": "none" if leaf.signs is None else "hadamard"
+            }
+            arrays |= {f"{stem}.{kind}_{field}": value for field, value in _arrays_of(leaf, kind).items()}
+        else:
+            arrays[name] = np.asarray(leaf, np.float32)
+            if not np.isfinite(arrays[name]).all():
+                raise InputError(f"{name} holds NaN or infinity; nothing was saved")
+    bits = _block_bits(described, {name: array.nbytes for name, array in arrays.items()})
+    config = config_to_hf(cfg) | {
+        "dtype": "float32",
+        "quantization_config": {"quant_method": "pvq", "bits": round(bits, 4), "version": VERSION},
+    }
+    metadata = {"format": FORMAT, "version": VERSION, "index_order": INDEX_ORDER, "tensors": json.dumps(described)}
+    with atomic_directory(directory) as temporary:
+        write_config_and_tokenizer(temporary, config, tokenizer)
+        write_safetensors(temporary / WEIGHTS, arrays, metadata=metadata)
+    return bits
+
+
+def load_quantized(directory: str | os.PathLike[str], *, dtype: Any = jnp.float32, packed: bool = False) -> Model:
+    """Reads what `save_quantized` has written.
+
+    Args:
+      directory: the folder.
+      dtype: of the dense matrices.
+      packed: keep the matrices as `PVQTensor`s and `ScalarTensor`s, with layers as a tuple; otherwise they are
+        expanded to dense arrays and the layers are stacked.
+
+    Raises:
+      InputError: another format or version, sizes that do not fit the code, a damaged file.
+    """
+    directory = Path(directory)
+    cfg, tokenizer = config_and_tokenizer(directory)
+    tensors = read_tensors(directory / WEIGHTS)
+    names = {
+        tensor_name(cfg, name, layer): (name, layer)
+        for layer in range(cfg.num_layers)
+        for name in layer_shapes(cfg)
+    }
+    names |= {tensor_name(cfg, name, None): (name, None) for name in _top_names(cfg)}
+    missing = sorted(set(names) - set(tensors))
+    if missing:
+        raise InputError(f"{directory / WEIGHTS}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if not packed:
+        tensors = expand(tensors, dtype=dtype)
+    params: dict[str, Any] = {}
+    layers: list[dict[str, Any]] = [{} for _ in range(cfg.num_layers)]
+    for tensor, (name, layer) in names.items():
+        (params if layer is None else layers[layer])[name] = tensors[tensor]
+    if packed:
+        params["layers"] = tuple(layers)
+    else:
+        params["layers"] = {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+    return Model(params, cfg, tokenizer)
+
+
+def read_tensors(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """All tensors of a quantized file: quantized ones under the name of the matrix they stand for.
+
+    Raises:
+      InputError: not our format, an unknown version or index order, or sizes that do not fit the code.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"{file} is missing")
+    with open_safetensors(file) as opened:
+        metadata = opened.metadata() or {}
+        described = _checked_metadata(file, metadata)
+        stored = set(opened.keys())
+        tensors: dict[str, Any] = {}
+        for stem, description in described.items():
+            tensors[f"{stem}.weight"] = _read_quantized(file, opened, stored, stem, description)
+        taken = {f"{stem}.{d['kind']}_{field}" for stem, d in described.items() for field in _DTYPES}
+        for name in stored - taken:
+            tensors[name] = opened.get_tensor(name)
+    return tensors
+
+
+def bits_on_disk(directory: str | os.PathLike[str]) -> float:
+    """Bits a weight of the blocks' quantized matrices, from the bytes that the file holds for them.
+
+    Codes, padding, scales, levels and signs count; the embedding, the norms and the file's header do not.
+    """
+    file = Path(directory) / WEIGHTS
+    with open_safetensors(file) as opened:
+        described = _checked_metadata(file, opened.metadata() or {})
+        sizes = {}
+        for name in opened.keys():
+            part = opened.get_slice(name)
+            field = name.rpartition("_")[2]
+            itemsize = np.dtype(_DTYPES[field]).itemsize if field in _DTYPES else 4
+            sizes[name] = int(np.prod(part.get_shape())) * itemsize
+    return _block_bits(described, sizes)
+
+
+def describe_quantized(directory: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """The code of every quantized matrix of a directory, as its file's metadata states it."""
+    file = Path(directory) / WEIGHTS
+    with open_safetensors(file) as opened:
+        return _checked_metadata(file, opened.metadata() or {})
+
+
+def _block_bits(described: dict[str, dict[str, Any]], sizes: dict[str, int]) -> float:
+    total_bytes = weights = 0
+    for stem, description in described.items():
+        if description["block"]:
+            total_bytes += sum(sizes.get(f"{stem}.{description['kind']}_{field}", 0) for field in _DTYPES)
+            weights += int(np.prod(description["shape"]))
+    return 8 * total_bytes / max(weights, 1)
+
+
+def _named_leaves(params: dict[str, Any], cfg: ModelConfig) -> dict[str, tuple[int | None, Any]]:
+    leaves: dict[str, tuple[int | None, Any]] = {
+        tensor_name(cfg, name, None): (None, params[name]) for name in _top_names(cfg)
+    }
+    for layer, values in enumerate(params["layers"]):
+        leaves |= {tensor_name(cfg, name, layer): (layer, values[name]) for name in layer_shapes(cfg)}
+    return leaves
+
+
+def _top_names(cfg: ModelConfig) -> tuple[str, ...]:
+    return ("embed", "final_norm") if cfg.tie_embeddings else ("embed", "final_norm", "head")
+
+
+def _arrays_of(leaf: PVQTensor | ScalarTensor, kind: str) -> dict[str, np.ndarray]:
+    arrays = {}
+    for field in _FIELDS[kind]:
+        value = getattr(leaf, field)
+        if value is not None:
+            value = np.asarray(value)
+            arrays[field] = np.packbits(value, bitorder="little") if field == "signs" else value
+    return arrays
+
+
+def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
+    for key, known in (("format", FORMAT), ("version", VERSION), ("index_order", INDEX_ORDER)):
+        if metadata.get(key) != known:
+            raise InputError(
+                f"{file}: {key} is {metadata.get(key)!r}, this version of jaxlab reads {known!r}: "
+                "the file is not a quantized model, or a newer jaxlab wrote it"
+            )
+    try:
+        return dict(json.loads(metadata["tensors"]))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{file}: the list of quantized tensors in the metadata is damaged ({error})") from error
+
+
+def _read_quantized(
+    file: Path, opened: Any, stored: set[str], stem: str, description: dict[str, Any]
+) -> PVQTensor | ScalarTensor:
+    kind = description.get("kind")
+    if kind not in _SPECS:
+        raise InputError(f"{file}: {stem} has kind {kind!r}; known are {', '.join(_SPECS)}")
+    fields = [field.name for field in dataclasses.fields(_SPECS[kind])]
+    try:
+        spec = _SPECS[kind](**{field: description[field] for field in fields})
+        rows, columns = description["shape"]
+        rotated = {"none": False, "hadamard": True}[description["rotation"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: the description of {stem} is damaged: {error}") from error
+    expected: dict[str, tuple[int, ...]] = {}
+    if kind == "pvq":
+        padded = columns + -columns % spec.n
+        expected = {"words": (rows, spec.row_words(padded)), "scale": (rows,), "levels": (2**spec.gain_bits,)}
+    else:
+        expected = {"words": (rows, spec.row_words(columns)), "scale": (rows, spec.groups(columns))}
+        if spec.grid == "minmax":
+            expected["minimum"] = expected["scale"]
+    if rotated:
+        expected["signs"] = (-(-columns // 8),)
+    arrays: dict[str, Any] = {field: None for field in _OPTIONAL if field in _FIELDS[kind]}
+    for field, shape in expected.items():
+        name = f"{stem}.{kind}_{field}"
+        if name not in stored:
+            raise InputError(f"{file}: tensor {name!r} is missing")
+        array = opened.get_tensor(name)
+        if array.shape != shape or array.dtype != _DTYPES[field]:
+            raise InputError(
+                f"{file}: {name} is {array.dtype}{list(array.shape)}, but the code {spec} of a matrix "
+                f"{[rows, columns]} needs {np.dtype(_DTYPES[field])}{list(shape)}"
+            )
+        arrays[field] = array
+    if rotated:
+        arrays["signs"] = np.unpackbits(arrays["signs"], count=columns, bitorder="little").astype(bool)
+    tensor = PVQTensor if kind == "pvq" else ScalarTensor
+    return jax.tree.map(jnp.asarray, tensor(**arrays, spec=spec, columns=columns))
+
+
+register_format("pvq", lambda directory, dtype: load_quantized(directory, dtype=dtype))
