@@ -106,7 +106,10 @@ class RunFolder:
         else:
             _check_same_run(self.path, recorded, self.system, config)
         self.resumed = recorded is not None
-        (self.path / "figures").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.path / "figures").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
         self._lock = _lock(self.path)
         if recorded is None:
             record = {"system": self.system, "jaxlab": jaxlab.__version__, "config": config_as_json(config)}
@@ -342,7 +345,7 @@ def _lock(path: Path) -> int | None:
     handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         holder = os.read(handle, 32).decode(errors="replace").strip()
         os.close(handle)
         # In one process, an interrupted run that a notebook's traceback keeps alive may be taken over.
@@ -351,6 +354,9 @@ def _lock(path: Path) -> int | None:
         raise InputError(
             f"{path} is in use by process {holder or 'unknown'}: wait for it, or choose another --out"
         ) from error
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
     os.ftruncate(handle, 0)
     os.write(handle, f"{os.getpid()}\n".encode())
     return handle

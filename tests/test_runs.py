@@ -78,6 +78,12 @@ def test_folder_with_other_things_is_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_folder_that_cannot_be_made_is_an_input_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        RunFolder(tmp_path / "file" / "run", Config(), system="toy")
+
+
 def test_resuming_with_another_config_names_the_fields(tmp_path):
     with RunFolder(tmp_path, Config(), system="toy"):
         pass
