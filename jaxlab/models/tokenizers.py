@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOKENIZER = "tokenizer.json"
+_MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 
 # Token types of GGUF.
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -84,14 +85,22 @@ def tokenizer_from_directory(directory: Path, *, vocab_size: int) -> "PreTrained
             f"{file}: is missing; a model directory needs its tokenizer there"
             " (tokenizer.save_pretrained writes it)"
         )
-    fast = import_transformers().PreTrainedTokenizerFast
     try:
-        json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except ValueError as error:
         raise InputError(
             f"{file}: is not valid JSON ({error}): it is cut short or damaged, get it again"
         ) from error
-    tokenizer = fast.from_pretrained(directory, local_files_only=True)
+    # What the libraries below need and would not say themselves.
+    if not isinstance(content, dict) or not {"model", "added_tokens"} <= content.keys():
+        raise InputError(f"{file}: is not a tokenizer: it lacks 'model' or 'added_tokens'")
+    if content["model"].get("type", "BPE") not in _MODELS:
+        raise InputError(
+            f"{file}: model type {content['model']['type']!r}; supported are {', '.join(_MODELS)}"
+        )
+    tokenizer = import_transformers().PreTrainedTokenizerFast.from_pretrained(
+        directory, local_files_only=True
+    )
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         raise InputError(

