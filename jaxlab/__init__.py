@@ -1,7 +1,7 @@
 """jaxlab: research systems as pure functions over JAX arrays.
 
-Subpackages load on first use (`import jaxlab; jaxlab.models.load(...)`), so that importing the library costs little
-more than importing jax and pulls in no optional dependency.
+Subpackages load on first use (`import jaxlab; jaxlab.models.load(...)`), so that importing the library costs
+little more than importing jax and pulls in no optional dependency.
 """
 
 import importlib
