@@ -223,7 +223,7 @@ NAMES = {
 
 
 def interleaved(weight, heads):
-    """What the converter does to q and k of Llama: row h of a half goes to 2 h, of the other half to 2 h + 1."""
+    """What the converter does to q and k of Llama: row h of the first half goes to 2 h, else to 2 h + 1."""
     out = np.empty_like(weight)
     for head, block in zip(np.split(out, heads), np.split(weight, heads), strict=True):
         half = len(block) // 2

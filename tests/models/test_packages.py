@@ -134,11 +134,12 @@ def test_notice_is_shown_once_a_cache(index, caplog):
 
 
 def test_messages_reach_stderr_without_any_logging_setup(index, cache):
+    sha256 = hashlib.sha256(b"".join(CONTENT)).hexdigest()
     code = (
         "from jaxlab.models import packages as p\n"
         "parts = tuple(p.WheelFile(f'toy-part{i}', '1.0', f'toy_part{i}/data/w.gguf.{i}') for i in (0, 1))\n"
-        f"p.PACKAGES['toy'] = p.WeightPackage('w.gguf', {hashlib.sha256(b''.join(CONTENT)).hexdigest()!r}, parts,"
-        " 'toy', 'MIT', 1, 'mind the terms')\n"
+        f"package = p.WeightPackage('w.gguf', {sha256!r}, parts, 'toy', 'MIT', 1, 'mind the terms')\n"
+        "p.PACKAGES['toy'] = package\n"
         "p.weight_file('toy')\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -235,8 +236,12 @@ def test_interrupted_download_leaves_nothing(tmp_path, cache):
     environment = os.environ | {"JAXLAB_CACHE": str(cache), "TMPDIR": str(scratch)}
     no_index(environment)
     environment["PIP_INDEX_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
-    code = "from jaxlab.models import packages; packages._installed = lambda part: None;
-    packages.weight_file('smollm2')" child = subprocess.Popen(
+    code = (
+        "from jaxlab.models import packages\n"
+        "packages._installed = lambda part: None\n"
+        "packages.weight_file('smollm2')\n"
+    )
+    child = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, start_new_session=True
     )
     try:

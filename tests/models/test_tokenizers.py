@@ -1,4 +1,4 @@
-"""Tokenizers from GGUF metadata: known token ids, exact round trips, equality with independent definitions."""
+"""Tokenizers from GGUF metadata: known token ids, round trips, equality with independent definitions."""
 
 import json
 
