@@ -13,8 +13,15 @@ import pytest
 import toy_recipe
 
 from jaxlab import cli, info, recipes, runs
+from jaxlab.files import cache_dir
 
 TOY = [sys.executable, str(Path(toy_recipe.__file__))]
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_the_tests(monkeypatch):
+    """Leaves jax's compilation cache where conftest.py put it."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache_dir("xla")))
 
 
 @pytest.fixture
@@ -245,6 +252,19 @@ def test_conversation_remembers_and_resets(monkeypatch, capsys, smollm2):
         ["Be brief.", "new"],
     ]
     assert "pkg:smollm2> reply 1" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_for_the_next_call(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    code = "from jaxlab.cli.compilation import keep_compiled_programs; import jax, jax.numpy as jnp\n"
+    code += "keep_compiled_programs(); jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+    code += "jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))"
+    environment["JAXLAB_CACHE"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    kept = set(tmp_path.glob("xla/*/*"))
+    assert kept
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert {path.name for path in kept} == {path.name for path in tmp_path.glob("xla/*/*")}
 
 
 def test_models_lists_what_loads_by_name(capsys):

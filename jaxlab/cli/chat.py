@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxlab import info
+from jaxlab.cli.compilation import keep_compiled_programs
 from jaxlab.cli.options import parse
 from jaxlab.errors import InputError
 from jaxlab.progress import Progress
@@ -46,6 +47,7 @@ def chat(argv: list[str]) -> int:
     description = "Talk to a model. In a conversation, /reset forgets what was said and Ctrl-D ends it."
     options = parse(Options, argv, command="chat", description=description)
     info.require(("models",), purpose="jaxlab chat")
+    keep_compiled_programs()
     from jaxlab.models import load
 
     with Progress(quiet=not sys.stderr.isatty()).stage(f"loading {options.model}"):

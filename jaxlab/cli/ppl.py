@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxlab import info
+from jaxlab.cli.compilation import keep_compiled_programs
 from jaxlab.cli.options import parse
 from jaxlab.cli.tables import print_table
 from jaxlab.errors import InputError
@@ -39,6 +40,7 @@ def perplexity(argv: list[str]) -> int:
     if options.windows is not None and options.windows < 1:
         raise InputError(f"--windows is {options.windows}, but must be at least 1")
     info.require(("models", "data"), purpose="jaxlab ppl")
+    keep_compiled_programs()
     if options.out is None:
         summary = _measure(options, None)
     else:

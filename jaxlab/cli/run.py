@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from jaxlab import info, recipes, runs
+from jaxlab.cli.compilation import keep_compiled_programs
 from jaxlab.cli.options import parse
 from jaxlab.cli.tables import print_table
 from jaxlab.errors import InputError
@@ -38,6 +39,7 @@ def run_system(argv: list[str]) -> int:
     if out is None:
         out = runs.latest_unfinished(name, config) if common.resume else runs.default_out(name)
     command = shlex.join(["jaxlab", "run", name, *_without_out(words)])
+    keep_compiled_programs()
     try:
         summary = recipe.run(config, out=out, resume=common.resume, progress=Progress())
     except KeyboardInterrupt:
