@@ -49,6 +49,7 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "pad_token_id": None,
 }
 _QWEN_DEFAULTS = {
+    "num_key_value_heads": 32,
     "max_position_embeddings": 32_768,
     "use_sliding_window": False,
     "sliding_window": 4096,

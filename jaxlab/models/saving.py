@@ -68,7 +68,8 @@ def named_tensors(params: dict[str, Any], cfg: ModelConfig, dtype: Any) -> dict[
 
     def add(name: str, layer: int | None, leaf: Any, shape: tuple[int, ...]) -> None:
         tensor = tensor_name(cfg, name, layer)
-        array = np.asarray(dense(leaf)).astype(dtype)
+        with np.errstate(over="ignore"):  # said below, with the tensor's name
+            array = np.asarray(dense(leaf)).astype(dtype)
         if array.shape != shape:
             raise InputError(f"{tensor} has shape {list(array.shape)}, but cfg asks for {list(shape)}")
         if not np.isfinite(array).all():
