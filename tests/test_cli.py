@@ -90,7 +90,7 @@ def test_reader_that_stops_early_is_no_error():
         (["list", "--all"], "takes no options, but got '--all'"),
         (["models", "lst"], "did you mean `jaxlab models list`?"),
         (["run", "toy", "--preset", "smok"], "unknown preset 'smok', did you mean 'smoke'?"),
-        (["run", "toy", "--rate", "3"], "rate is 3.0, but must lie between 0 and 1"),
+        (["run", "toy", "--steps", "0"], "steps is 0, but must be at least 1"),
         (["run", "toy", "--resume"], "no unfinished run of toy"),
         (["ppl", "pkg:smollm2", "--windows", "0"], "--windows is 0"),
         (["ppl", "no/such/model"], "no/such/model"),
@@ -110,6 +110,13 @@ def test_unknown_option_is_refused_with_a_suggestion(toy, capsys):
         toy(["run", "toy", "--rat", "0.5"])
     assert stop.value.code == 2
     assert "--rate" in flat(capsys.readouterr().err)
+
+
+def test_config_that_refuses_a_value_exits_with_its_message(toy, capsys):
+    with pytest.raises(SystemExit) as stop:
+        toy(["run", "toy", "--rate", "3"])
+    assert stop.value.code == 2 and not Path("runs").exists()
+    assert "rate is 3.0, but must lie between 0 and 1" in flat(capsys.readouterr().err)
 
 
 def test_missing_extra_says_what_to_install(toy, capsys, monkeypatch):

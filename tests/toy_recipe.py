@@ -25,13 +25,17 @@ class Config:
     seed: int = 0
     """Seed of the starting point."""
 
+    def __post_init__(self):
+        if not 0 < self.rate < 1:
+            raise InputError(f"rate is {self.rate}, but must lie between 0 and 1")
+
 
 PRESETS = {"smoke": Config(steps=3), "cpu": Config()}
 
 
 def run(config, *, out=None, resume=False, progress=None):
-    if not 0 < config.rate < 1:
-        raise InputError(f"rate is {config.rate}, but must lie between 0 and 1")
+    if config.steps < 1:
+        raise InputError(f"steps is {config.steps}, but must be at least 1")
     progress = progress or Progress(quiet=True)
     with RunFolder(out, config, resume, system="toy") as folder:
         if folder.summary is not None:
