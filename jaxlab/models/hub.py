@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import cast
 
 from jaxlab.errors import InputError, ResourceError
 
 # Only what loading reads: no pickled weights, no other frameworks' copies.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+_TIMEOUT_S = 15
 _NEEDED = ("config.json", "tokenizer.json")
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -28,21 +30,17 @@ def snapshot(name: str) -> Path:
     if match is None:
         raise InputError(f"hf:{name} is not of the form hf:ORG/NAME or hf:ORG/NAME@REVISION")
     try:
-        import httpx
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
         raise ResourceError("huggingface_hub is not installed; run: pip install 'jaxlab[models]'") from error
+    repository, revision = match["repository"], match["revision"]
 
-    def directory(local_files_only: bool) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                match["repository"],
-                revision=match["revision"],
-                allow_patterns=_PATTERNS,
-                local_files_only=local_files_only,
-            )
+    def directory(*, local_files_only: bool) -> Path:
+        path = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=_PATTERNS, local_files_only=local_files_only
         )
+        return Path(path)
 
     try:
         cached = directory(local_files_only=True)
@@ -52,7 +50,11 @@ def snapshot(name: str) -> Path:
         pass  # nothing cached
     except errors.HFValidationError as error:
         raise InputError(f"hf:{name}: {error}") from error
+    # Versions of the client differ in the transport library, whose errors are the base of the client's own.
+    transport_error = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
     try:
+        # Asked first, since without network the download quietly returns what an interrupted one left.
+        huggingface_hub.model_info(repository, revision=revision, timeout=_TIMEOUT_S)
         return directory(local_files_only=False)
     except errors.GatedRepoError as error:
         raise ResourceError(
@@ -60,7 +62,7 @@ def snapshot(name: str) -> Path:
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise ResourceError(f"hf:{name}: the hub has no such model or revision, or it is private") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (transport_error, OSError) as error:
         raise ResourceError(
             f"hf:{name}: is not in the local cache and the hub cannot be reached (no network?):"
             f" {type(error).__name__}"

@@ -37,7 +37,7 @@ def old_style(config):
 
 @pytest.mark.parametrize("case", CASES)
 def test_saved_torch_models_are_read_whole(case, tmp_path):
-    """Configuration and logits of directories that transformers wrote, with new and with old rotary fields."""
+    """Configuration and logits of directories that transformers wrote, with new and old rotary fields."""
     model, _, cfg = twin(case)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
