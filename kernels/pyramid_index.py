@@ -101,12 +101,15 @@ def rank_tables(n: int, k: int) -> np.ndarray:
     return table
 
 
-def rank(y: jax.Array, tables: jax.Array | np.ndarray) -> jax.Array:
+def rank(
+    y: jax.Array, tables: jax.Array | np.ndarray, *, pulses: jax.Array | int | None = None
+) -> jax.Array:
     """Index of each codeword in the order "fischer-1".
 
     Args:
       y: integer[..., n] with sum |y| = k; another sum gives a meaningless index (check before).
       tables: `rank_tables(n, k)`.
+      pulses: int32, broadcastable to the leading axes: sum |y| of each codeword where it is less than k; may be traced.
 
     Returns:
       uint32[..., L], low limb first.
@@ -122,7 +125,7 @@ def rank(y: jax.Array, tables: jax.Array | np.ndarray) -> jax.Array:
     flat = jnp.asarray(tables).reshape(-1, size)
     rows = y.reshape(-1, n).T.astype(jnp.int32)
     index = [jnp.zeros(rows.shape[1:], jnp.uint32)] * size
-    left = jnp.full(rows.shape[1:], k, jnp.int32)
+    left = _pulses(pulses, k, y.shape[:-1])
     for i in range(n):
         row, magnitude = (n - 1 - i) * (k + 1), jnp.abs(rows[i])
         index = _add(index, _lookup(flat, (row + left) * (k + 2) + magnitude))
@@ -134,12 +137,15 @@ def rank(y: jax.Array, tables: jax.Array | np.ndarray) -> jax.Array:
     return jnp.stack(index, -1).reshape(*y.shape[:-1], size)
 
 
-def unrank(index: jax.Array, tables: jax.Array | np.ndarray) -> jax.Array:
+def unrank(
+    index: jax.Array, tables: jax.Array | np.ndarray, *, pulses: jax.Array | int | None = None
+) -> jax.Array:
     """Codeword of each index, the inverse of `rank`.
 
     Args:
       index: uint32[..., L] below V(n, k), low limb first; a larger one gives a meaningless codeword.
       tables: `rank_tables(n, k)`.
+      pulses: int32, broadcastable to the leading axes: sum |y| of each codeword where it is less than k; may be traced.
 
     Returns:
       int8[..., n] with sum |y| = k.
@@ -179,9 +185,13 @@ def unrank(index: jax.Array, tables: jax.Array | np.ndarray) -> jax.Array:
         rest = _subtract(rest, [jnp.where(negative, limb, 0) for limb in positive])
         return (left, *rest), jnp.where(negative, -magnitude, magnitude).astype(jnp.int8)
 
-    left = jnp.full(rest[0].shape, k, jnp.int32)
+    left = _pulses(pulses, k, index.shape[:-1])
     _, y = jax.lax.scan(next_coordinate, (left, *rest), jnp.arange(n - 1, -1, -1) * (k + 1))
     return y.T.reshape(*index.shape[:-1], n)
+
+
+def _pulses(pulses: jax.Array | int | None, k: int, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(k if pulses is None else pulses, jnp.int32), shape).reshape(-1)
 
 
 def _geometry(tables: jax.Array | np.ndarray) -> tuple[int, int, int]:

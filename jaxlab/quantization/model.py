@@ -31,26 +31,26 @@ QuantizedTensor = PVQTensor | ScalarTensor
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """How every matrix of a model is quantized; hashable."""
+    """How the matrices of a model are quantized."""
 
-    specs: tuple[tuple[str, Spec], ...]
-    """The code of each of `LINEARS`."""
+    specs: Sequence[Mapping[str, Spec]]
+    """For each layer the code of each of `LINEARS`."""
     rotated: bool = True
     """Rotate the input dimension first."""
     feedback: bool = True
     """Pass rounding errors on by the second moment of the inputs; needs calibration windows."""
-    correction: float = 0.5
+    correction: float = 0.0
     """Share of the earlier layers' error that a matrix is asked to undo, 0 to 1 (with feedback)."""
     damping: float = 0.01
     """Share of the Hessian's mean diagonal that is added to it, > 0."""
-    refit: bool = True
+    refit: bool = False
     """Fit the gains again once the directions are known (PVQ with feedback)."""
 
     def __post_init__(self) -> None:
-        """Raises InputError where the specs do not name each matrix once, or a value is out of range."""
-        names = sorted(name for name, _ in self.specs)
-        if names != sorted(LINEARS):
-            raise InputError(f"specs names {names}; each of {sorted(LINEARS)} is needed once")
+        """Raises InputError where a layer's specs do not name each matrix, or a value is out of range."""
+        for layer, specs in enumerate(self.specs):
+            if sorted(specs) != sorted(LINEARS):
+                raise InputError(f"specs of layer {layer} name {sorted(specs)}; they must name {sorted(LINEARS)}")
         if not 0 <= self.correction <= 1:
             raise InputError(f"correction is {self.correction}; it must lie between 0 and 1")
         if not self.damping > 0:
@@ -69,8 +69,10 @@ class QuantizedLayer(NamedTuple):
 
 
 class _Moments(NamedTuple):
+    """Of the quantized model's inputs x and the exact model's x~: E[x x^T] and E[x~ x^T]."""
+
     hessian: Float[Array, "size size"]
-    cross: Float[Array, "size size"]
+    cross: Float[Array, "size size"] | None
 
 
 def quantize_layers(
@@ -102,12 +104,14 @@ def quantize_layers(
     Raises:
       InputError: a matrix is not finite or does not fit its code, or calibration windows are missing.
     """
+    if len(scheme.specs) != cfg.num_layers:
+        raise InputError(f"scheme has specs for {len(scheme.specs)} layers, the model has {cfg.num_layers}")
     if scheme.feedback and tokens is None:
         raise InputError("tokens: feedback needs calibration windows")
     state = None
     if scheme.feedback:
-        exact = embed(params, cfg, jnp.asarray(tokens))
-        state = _Activations(exact, exact)
+        hidden = embed(params, cfg, jnp.asarray(tokens))
+        state = _Activations(hidden if scheme.correction > 0 else None, hidden)
     frequencies, windows = layer_geometry(cfg)
     for index in range(cfg.num_layers):
         layer = layer_of(params, index)
@@ -123,7 +127,8 @@ def quantize_layers(
         if state is not None and index + 1 < cfg.num_layers:
             approximate = layer | {name: dequantize_any(tensor) for name, tensor in tensors.items()}
             state = _Activations(
-                _advance(layer, cfg, state.exact, *geometry), _advance(approximate, cfg, state.quantized, *geometry)
+                None if state.exact is None else _advance(layer, cfg, state.exact, *geometry),
+                _advance(approximate, cfg, state.quantized, *geometry),
             )
         if result is not None:
             yield result
@@ -141,9 +146,9 @@ def layer_of(params: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 class _Activations(NamedTuple):
-    """Residual stream of the calibration windows in the exact model and in the quantized one."""
+    """Residual stream of the calibration windows in the exact model (if it is asked for) and in the quantized one."""
 
-    exact: Float[Array, "windows context hidden"]
+    exact: Float[Array, "windows context hidden"] | None
     quantized: Float[Array, "windows context hidden"]
 
 
@@ -158,7 +163,7 @@ def _quantize_layer(
     token_weights: Mapping[str, Array] | None,
     row_map: RowMap,
 ) -> QuantizedLayer:
-    specs = dict(scheme.specs)
+    specs = scheme.specs[index]
     current = dict(layer)
     tensors: dict[str, QuantizedTensor] = {}
     weight_sqnr: dict[str, float] = {}
@@ -173,8 +178,7 @@ def _quantize_layer(
         moments = None
         if state is not None:
             site_weights = None if token_weights is None else {name: token_weights[name] for name in names}
-            cross = scheme.correction > 0
-            moments = _moments(layer, current, cfg, state, *geometry, site_weights, site=site, cross=cross)
+            moments = _moments(layer, current, cfg, state, *geometry, site_weights, site=site)
         for name, w in weights.items():
             target, factor, hessian = w, None, None
             if moments is not None:
@@ -217,7 +221,7 @@ def _advance(layer: dict[str, Any], cfg: ModelConfig, hidden: Array, frequencies
     return jax.lax.map(one, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "site", "cross"))
+@functools.partial(jax.jit, static_argnames=("cfg", "site"))
 def _moments(
     layer: dict[str, Any],
     current: dict[str, Any],
@@ -228,7 +232,6 @@ def _moments(
     weights: dict[str, Float[Array, "windows context"]] | None,
     *,
     site: str,
-    cross: bool,
 ) -> dict[str, _Moments]:
     """Second moment of the quantized model's inputs at a site, and of the exact model's with the quantized one's.
 
@@ -239,28 +242,28 @@ def _moments(
         return block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[2][site][0]
 
     def add(
-        total: dict[str, _Moments], window: tuple[_Activations, dict[str, Array]]
+        total: dict[str, _Moments], one_window: tuple[_Activations, dict[str, Array]]
     ) -> tuple[dict[str, _Moments], None]:
-        hidden, weights = window
+        hidden, weights = one_window
         x = tap(current, hidden.quantized)
-        exact = tap(layer, hidden.exact) if cross else x
+        exact = None if hidden.exact is None else tap(layer, hidden.exact)
 
         def plus(total: _Moments, weight: Array) -> _Moments:
             weighted = x * weight[:, None]
-            return _Moments(total.hessian + x.T @ weighted, total.cross + exact.T @ weighted if cross else total.cross)
+            cross = None if exact is None else total.cross + exact.T @ weighted
+            return _Moments(total.hessian + x.T @ weighted, cross)
 
         return {name: plus(total[name], weights[name]) for name in total}, None
 
     names = INPUT_SITES[site]
-    size = jax.eval_shape(tap, layer, state.exact[0]).shape[-1]
-    zero = _Moments(jnp.zeros((size, size)), jnp.zeros((size, size)))
     if weights is None:
         names = names[:1]
-        weights = {names[0]: jnp.ones(state.exact.shape[:2])}
-    mean = {name: jnp.sum(weight) for name, weight in weights.items()}
-    total, _ = jax.lax.scan(add, {name: zero for name in names}, (state, weights))
-    scaled = {name: jax.tree.map(lambda x, name=name: x / mean[name], total[name]) for name in names}
-    return {name: scaled.get(name, scaled[names[0]]) for name in INPUT_SITES[site]}
+        weights = {names[0]: jnp.ones(state.quantized.shape[:2])}
+    size = jax.eval_shape(tap, layer, state.quantized[0]).shape[-1]
+    zero = _Moments(jnp.zeros((size, size)), None if state.exact is None else jnp.zeros((size, size)))
+    total, _ = jax.lax.scan(add, dict.fromkeys(names, zero), (state, weights))
+    mean = {name: jax.tree.map(lambda x, name=name: x / jnp.sum(weights[name]), total[name]) for name in names}
+    return {name: mean.get(name, mean[names[0]]) for name in INPUT_SITES[site]}
 
 
 @jax.jit

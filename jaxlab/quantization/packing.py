@@ -1,71 +1,76 @@
-"""Fixed-width codes packed little-endian into 32-bit words, and back, without 64-bit integers."""
+"""Codes of any width packed little-endian into 32-bit words, and back, without 64-bit integers.
+
+Widths may be traced, so that one compiled program serves codes of many widths.
+"""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, UInt32
-
-from jaxlab.errors import InputError
+from jaxtyping import Array, Int, UInt32
 
 WORD = 32
 
 
-def pack(values: UInt32[Array, "rows codes limbs"], *, width: int) -> UInt32[Array, "rows words"]:
-    """Packs each row's codes of `width` bits one after the other; the row is padded with zeros to a whole word.
+def words_for(codes: int, width: int) -> int:
+    """Whole words that hold `codes` codes of `width` bits."""
+    return -(-codes * width // WORD)
+
+
+def pack(
+    values: UInt32[Array, "rows codes limbs"], width: Int[Array, ""] | int, *, words: int
+) -> UInt32[Array, "rows words"]:
+    """Packs each row's codes one after the other; what is left of the row is zero.
 
     Args:
-      values: codes, least significant limb first; bits above `width` must be zero.
-      width: bits per code, 1 to 32 * limbs.
-
-    Raises:
-      InputError: `width` does not fit the limbs.
+      values: codes, least significant limb first; bits from `width` on must be zero.
+      width: bits per code, 1 to 32 * limbs; may be traced.
+      words: length of the rows, at least `words_for(codes, width)`.
     """
     rows, codes, limbs = values.shape
-    _check(width, limbs)
-    starts = np.arange(codes) * width
-    first, shift = starts // WORD, jnp.asarray(starts % WORD, jnp.uint32)
-    words = jnp.zeros((rows, -(-codes * width // WORD) + limbs + 1), jnp.uint32)
+    start = jnp.arange(codes) * width
+    first, shift = start // WORD, (start % WORD).astype(jnp.uint32)
+    packed = jnp.zeros((rows, words), jnp.uint32)
     for limb in range(limbs):
         value = values[..., limb]
-        # Codes do not overlap, so that adding is the same as or-ing.
-        words = words.at[:, first + limb].add(value << shift)
-        words = words.at[:, first + limb + 1].add(_shift_right(value, WORD - shift))
-    return words[:, : -(-codes * width // WORD)]
+        # Codes do not overlap, so that adding is the same as or-ing; a word past the row is dropped, its bits are 0.
+        packed = packed.at[:, first + limb].add(value << shift, mode="drop")
+        spill = jnp.where(shift == 0, 0, value >> ((WORD - shift) % WORD))
+        packed = packed.at[:, first + limb + 1].add(spill, mode="drop")
+    return packed
 
 
-def unpack(words: UInt32[Array, "rows words"], *, width: int, codes: int) -> UInt32[Array, "rows codes limbs"]:
-    """The codes that `pack` has packed, in ceil(width / 32) limbs.
-
-    Raises:
-      InputError: the rows are too short for `codes` codes of `width` bits.
-    """
-    limbs = -(-width // WORD)
-    _check(width, limbs)
-    if words.shape[-1] != -(-codes * width // WORD):
-        raise InputError(
-            f"rows of {words.shape[-1]} words cannot hold {codes} codes of {width} bits: "
-            f"{-(-codes * width // WORD)} words expected"
-        )
-    starts = np.arange(codes) * width
-    first, shift = starts // WORD, jnp.asarray(starts % WORD, jnp.uint32)
+def unpack(
+    words: UInt32[Array, "rows words"],
+    start: Int[Array, "rows codes"] | Int[Array, "1 codes"],
+    width: Int[Array, "rows 1"] | int,
+    *,
+    limbs: int,
+) -> UInt32[Array, "rows codes limbs"]:
+    """Codes of `width` bits from bit position `start` on, in `limbs` limbs; both may be traced and differ by row."""
     padded = jnp.pad(words, ((0, 0), (0, limbs + 1)))
-    parts = [
-        (padded[:, first + limb] >> shift) | _shift_left(padded[:, first + limb + 1], WORD - shift)
-        for limb in range(limbs)
-    ]
-    top = width - WORD * (limbs - 1)
-    parts[-1] = parts[-1] & jnp.uint32((1 << top) - 1)
+    first, shift = start // WORD, (start % WORD).astype(jnp.uint32)
+    shape = jnp.broadcast_shapes(first.shape, (words.shape[0], 1))
+
+    def word(offset: int) -> jax.Array:
+        return jnp.take_along_axis(padded, jnp.broadcast_to(first + offset, shape), axis=1, mode="clip")
+
+    parts = []
+    for limb in range(limbs):
+        low = word(limb) >> shift
+        high = word(limb + 1) << ((WORD - shift) % WORD)
+        left = jnp.clip(jnp.asarray(width) - WORD * limb, 0, WORD).astype(jnp.uint32)
+        mask = jnp.where(left == WORD, jnp.uint32(0xFFFFFFFF), (jnp.uint32(1) << (left % WORD)) - 1)
+        parts.append(jnp.where(shift == 0, low, low | high) & mask)
     return jnp.stack(parts, axis=-1)
 
 
-def _shift_right(value: jax.Array, bits: jax.Array) -> jax.Array:
-    return jnp.where(bits >= WORD, jnp.uint32(0), value >> jnp.minimum(bits, WORD - 1))
-
-
-def _shift_left(value: jax.Array, bits: jax.Array) -> jax.Array:
-    return jnp.where(bits >= WORD, jnp.uint32(0), value << jnp.minimum(bits, WORD - 1))
-
-
-def _check(width: int, limbs: int) -> None:
-    if not 1 <= width <= WORD * limbs:
-        raise InputError(f"width is {width} bits; it must be 1 to {WORD * limbs} for {limbs} limbs")
+def join(low: UInt32[Array, "... limbs"], bits: Int[Array, ""] | int, high: UInt32[Array, "..."]) -> Array:
+    """The code whose lowest `bits` bits are `low` and whose next bits are `high`; as many limbs as `low` and one more."""
+    limbs = low.shape[-1] + 1
+    position = jnp.arange(limbs) * WORD
+    offset = jnp.asarray(bits) - position
+    here = (offset >= 0) & (offset < WORD)
+    shift = (offset % WORD).astype(jnp.uint32)
+    placed = jnp.where(here, high[..., None] << shift, 0)
+    before = (offset < 0) & (offset > -WORD)
+    spill = jnp.where(before, high[..., None] >> ((-offset) % WORD).astype(jnp.uint32), 0)
+    return jnp.pad(low, [(0, 0)] * (low.ndim - 1) + [(0, 1)]) | placed | spill

@@ -6,6 +6,7 @@ points on a sphere of n - 1 dimensions, and the gain's is that of its levels on 
 """
 
 import functools
+import heapq
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,16 +19,22 @@ from jaxlab.kernels.pyramid_index import count
 from jaxlab.quantization.gains import gain_levels
 from jaxlab.quantization.spec import PVQSpec, index_bits
 
-MAX_PLANNED_INDEX_BITS = 128
+MAX_PLANNED_INDEX_BITS = 64
 _MAX_GAIN_BITS = 5
 
 
 class Candidate(NamedTuple):
-    """A code, its real bits a weight for rows of a given length, and its predicted signal over noise in dB."""
+    """A code, its real bits a weight for rows of a given length, and its predicted error."""
 
     spec: PVQSpec
     bits: float
-    sqnr: float
+    distortion: float
+    """Mean squared error a weight, on weights of unit variance."""
+
+    @property
+    def sqnr(self) -> float:
+        """Signal over noise, dB."""
+        return -10 * math.log10(self.distortion)
 
 
 def predicted_distortion(spec: PVQSpec, columns: int) -> float:
@@ -53,19 +60,22 @@ def candidates(bits: float, columns: int, *, n: int = 16) -> list[Candidate]:
     for gain_bits in range(_MAX_GAIN_BITS + 1):
         k = _most_pulses(n, gain_bits, columns, bits)
         if k:
-            spec = PVQSpec(n, k, gain_bits)
-            found.append(
-                Candidate(spec, spec.stored_bits(columns), -10 * math.log10(predicted_distortion(spec, columns)))
-            )
+            found.append(_candidate(PVQSpec(n, k, gain_bits), columns))
     if not found:
         least = PVQSpec(n, 1, 0).stored_bits(columns)
         raise InputError(
             f"bits = {bits} is too few for rows of {columns} weights in groups of {n}: at least {least:.3f} are needed"
         )
-    return sorted(found, key=lambda candidate: -candidate.sqnr)
+    return sorted(found, key=lambda candidate: candidate.distortion)
 
 
-def plan(shapes: Mapping[str, tuple[int, int]], bits: float, *, n: int = 16) -> dict[str, PVQSpec]:
+def plan(
+    shapes: Mapping[str, tuple[int, int]],
+    bits: float,
+    *,
+    n: int = 16,
+    costs: Mapping[str, float] | None = None,
+) -> dict[str, PVQSpec]:
     """One code a matrix, such that all matrices together take at most `bits` real bits a weight.
 
     Spends the budget where a bit lowers the predicted total error most (greedy on the error's slope).
@@ -74,6 +84,8 @@ def plan(shapes: Mapping[str, tuple[int, int]], bits: float, *, n: int = 16) -> 
       shapes: rows and columns of each matrix.
       bits: budget over all weights, bits a weight.
       n: weights per group.
+      costs: how much a matrix's error matters: the total is the sum of cost * distortion, where distortion is per
+        weight and relative to the weights' variance. None weighs every weight the same.
 
     Raises:
       InputError: there is no matrix, or the budget is too small.
@@ -81,56 +93,68 @@ def plan(shapes: Mapping[str, tuple[int, int]], bits: float, *, n: int = 16) -> 
     if not shapes:
         raise InputError("shapes is empty: there is nothing to plan")
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
-    ladders = {columns: _ladder(n, columns) for _, columns in shapes.values()}
-    steps = {name: 0 for name in shapes}
+    costs = weights if costs is None else costs
+    ladders = {name: _ladder(n, columns) for name, (_, columns) in shapes.items()}
+    steps = dict.fromkeys(shapes, 0)
 
-    def spent(name: str, step: int) -> float:
-        return weights[name] * ladders[shapes[name][1]][step].bits
+    def next_step(name: str) -> tuple[float, float] | None:
+        """Slope of the error and bits of the next code of a matrix."""
+        ladder, step = ladders[name], steps[name]
+        if step + 1 == len(ladder):
+            return None
+        here, there = ladder[step], ladder[step + 1]
+        extra = weights[name] * (there.bits - here.bits)
+        return costs[name] * (here.distortion - there.distortion) / extra, extra
 
     budget = bits * sum(weights.values())
-    used = sum(spent(name, 0) for name in shapes)
+    used = sum(weights[name] * ladders[name][0].bits for name in shapes)
     if used > budget:
-        raise InputError(f"bits = {bits} is too few: {used / sum(weights.values()):.3f} is the least for groups of {n}")
-    open_names = set(shapes)
-    while open_names:
-        best_name, best_slope = "", 0.0
-        for name in sorted(open_names):
-            ladder, step = ladders[shapes[name][1]], steps[name]
-            if step + 1 == len(ladder) or used + spent(name, step + 1) - spent(name, step) > budget:
-                open_names.discard(name)
-                continue
-            here, there = ladder[step], ladder[step + 1]
-            slope = (10 ** (-here.sqnr / 10) - 10 ** (-there.sqnr / 10)) / (there.bits - here.bits)
-            if slope > best_slope:
-                best_name, best_slope = name, slope
-        if best_name:
-            used += spent(best_name, steps[best_name] + 1) - spent(best_name, steps[best_name])
-            steps[best_name] += 1
-    return {name: ladders[columns][steps[name]].spec for name, (_, columns) in shapes.items()}
+        least = used / sum(weights.values())
+        raise InputError(f"bits = {bits} is too few: {least:.3f} is the least for groups of {n}")
+    queue = [(-step[0], name) for name in shapes if (step := next_step(name))]
+    heapq.heapify(queue)
+    while queue:
+        _, name = heapq.heappop(queue)
+        step = next_step(name)
+        if step is None or used + step[1] > budget:
+            continue
+        used += step[1]
+        steps[name] += 1
+        following = next_step(name)
+        if following is not None:
+            heapq.heappush(queue, (-following[0], name))
+    return {name: ladders[name][steps[name]].spec for name in shapes}
 
 
 @functools.lru_cache(maxsize=64)
 def _ladder(n: int, columns: int) -> tuple[Candidate, ...]:
-    """Codes by rising rate, each better than all below it."""
-    every = []
-    for gain_bits in range(_MAX_GAIN_BITS + 1):
-        for k in range(1, 128):
-            if index_bits(n, k) > MAX_PLANNED_INDEX_BITS:
-                break
-            if k < 127 and index_bits(n, k + 1) == index_bits(n, k):
-                continue  # more pulses for the same bits
-            spec = PVQSpec(n, k, gain_bits)
-            every.append(
-                Candidate(spec, spec.stored_bits(columns), -10 * math.log10(predicted_distortion(spec, columns)))
-            )
-    every.sort(key=lambda candidate: (candidate.bits, -candidate.sqnr))
-    ladder: list[Candidate] = []
+    """Codes by rising rate on the lower convex hull of error against rate, so that slopes only fall."""
+    every = [
+        _candidate(PVQSpec(n, k, gain_bits), columns)
+        for gain_bits in range(_MAX_GAIN_BITS + 1)
+        for k in range(1, 128)
+        if index_bits(n, k) <= MAX_PLANNED_INDEX_BITS
+    ]
+    every.sort(key=lambda candidate: (candidate.bits, candidate.distortion))
+    hull: list[Candidate] = []
     for candidate in every:
-        if not ladder or candidate.sqnr > ladder[-1].sqnr:
-            if ladder and candidate.bits == ladder[-1].bits:
-                ladder.pop()
-            ladder.append(candidate)
-    return tuple(ladder)
+        if hull and candidate.distortion >= hull[-1].distortion:
+            continue
+        while hull and hull[-1].bits == candidate.bits:
+            hull.pop()
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], candidate):
+            hull.pop()
+        hull.append(candidate)
+    return tuple(hull)
+
+
+def _slope(here: Candidate, there: Candidate) -> float:
+    """Error saved for each bit spent."""
+    return (here.distortion - there.distortion) / (there.bits - here.bits)
+
+
+def _candidate(spec: PVQSpec, columns: int) -> Candidate:
+    return Candidate(spec, spec.stored_bits(columns), predicted_distortion(spec, columns))
 
 
 def _most_pulses(n: int, gain_bits: int, columns: int, bits: float) -> int:

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Float16, UInt8, UInt32
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.block_feedback import block_feedback
-from jaxlab.quantization.packing import WORD, pack, unpack
+from jaxlab.models.linear import register_linear
+from jaxlab.quantization.packing import WORD, pack, unpack, words_for
 from jaxlab.quantization.rotation import rotate, unrotate
 from jaxlab.quantization.spec import RowMap
 
@@ -64,8 +65,11 @@ class ScalarSpec:
     def stored_bits(self, columns: int) -> float:
         """Bits a weight on disk: codes, a row's padding to a word, scales and minima."""
         side = 32 if self.grid == "minmax" else 16
-        words = -(-columns * self.bits // WORD)
-        return (words * WORD + self.groups(columns) * side) / columns
+        return (self.row_words(columns) * WORD + self.groups(columns) * side) / columns
+
+    def row_words(self, columns: int) -> int:
+        """32-bit words that the codes of a row take."""
+        return words_for(columns, self.bits)
 
 
 @functools.partial(
@@ -153,7 +157,8 @@ def _scalar_rows(
 
         (codes, scale, minimum), _ = block_feedback(w, inverse_factor, quantize_group, block=spec.group)
         codes, scale, minimum = (x.swapaxes(0, 1) for x in (codes, scale, minimum))
-    return pack(codes.reshape(rows, columns, 1).astype(jnp.uint32), width=spec.bits), scale, minimum
+    words = spec.row_words(columns)
+    return pack(codes.reshape(rows, columns, 1).astype(jnp.uint32), spec.bits, words=words), scale, minimum
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -162,7 +167,8 @@ def dequantize_scalar(t: ScalarTensor, *, dtype: jnp.dtype = jnp.float32) -> Flo
     if t.words.ndim > 2:
         return jax.lax.map(lambda part: dequantize_scalar(part, dtype=dtype), t)
     rows = t.words.shape[0]
-    codes = unpack(t.words, width=t.spec.bits, codes=t.columns).reshape(rows, -1, t.spec.group)
+    start = jnp.arange(t.columns)[None] * t.spec.bits
+    codes = unpack(t.words, start, t.spec.bits, limbs=1).reshape(rows, -1, t.spec.group)
     minimum = jnp.zeros_like(t.scale) if t.minimum is None else t.minimum
     w = _value(codes.astype(jnp.uint8), t.scale, minimum, t.spec, jnp.float32).reshape(rows, t.columns)
     return (w if t.signs is None else unrotate(w, t.signs)).astype(dtype)
@@ -213,3 +219,10 @@ def _value(
     if spec.grid != "minmax":
         steps = steps - 2 ** (spec.bits - 1) + _OFFSET[spec.grid]
     return steps * scale.astype(dtype)[..., None] + minimum.astype(dtype)[..., None]
+
+
+def _apply(x: Array, t: ScalarTensor) -> Array:
+    return x @ dequantize_scalar(t, dtype=x.dtype).T
+
+
+register_linear(ScalarTensor, _apply, dequantize_scalar)

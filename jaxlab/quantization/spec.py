@@ -13,6 +13,7 @@ RowMap = Callable[[Callable[..., Any]], Callable[..., Any]]
 Grid = Literal["lloyd", "companded", "quantile"]
 GRIDS: tuple[Grid, ...] = ("lloyd", "companded", "quantile")
 MAX_INDEX_BITS = 128
+MAX_GAIN_BITS = 6
 SCALE_BITS = 16
 WORD_BITS = 32
 
@@ -29,7 +30,7 @@ class PVQSpec:
     k: int
     """Pulses: the L1 norm of the integer direction, 1 to 127."""
     gain_bits: int
-    """Bits of the group's gain code, 0 to 8."""
+    """Bits of the group's gain code, 0 to 6."""
     grid: Grid = "lloyd"
     """Placement of the 2**gain_bits gain levels on the Beta law of a group's norm."""
     candidates: int = 8
@@ -39,7 +40,7 @@ class PVQSpec:
         """Raises InputError where a field is out of range or the index is too long."""
         _between("n", self.n, 1, 64)
         _between("k", self.k, 1, 127)
-        _between("gain_bits", self.gain_bits, 0, 8)
+        _between("gain_bits", self.gain_bits, 0, MAX_GAIN_BITS)
         _between("candidates", self.candidates, 1, 256)
         if self.grid not in GRIDS:
             raise InputError(f"grid is {self.grid!r}; it must be one of {', '.join(GRIDS)}")

@@ -1,0 +1,215 @@
+"""The row-wise arithmetic of pyramid vector quantization: directions, gains, feedback, gain refit.
+
+The number of pulses, the bit widths and the gain levels are data (`Code`), so that one compiled program serves every
+rate; only the group size and the number of search candidates are static. Reference: arXiv:2410.16926; Fischer 1986.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float16, Float32, Int, Int8, Int32, UInt8, UInt32
+
+from jaxlab.kernels.block_feedback import block_feedback as feed_back
+from jaxlab.kernels.block_feedback import inverse_cholesky
+from jaxlab.kernels.pyramid_index import count, limbs, rank, rank_tables
+from jaxlab.kernels.pyramid_search import search
+from jaxlab.quantization.packing import join, pack
+from jaxlab.quantization.rotation import rotate
+from jaxlab.quantization.spec import MAX_GAIN_BITS, PVQSpec
+
+_MAX_PULSES = 127
+_ROWS_AT_ONCE = 64
+
+
+class Code(NamedTuple):
+    """The parameters of a `PVQSpec` as arrays."""
+
+    pulses: Int32[Array, ""]
+    index_bits: Int32[Array, ""]
+    group_bits: Int32[Array, ""]
+    levels: Float32[Array, " max_levels"]
+    """Gain levels in units of the row's scale; after the last real one it repeats, so that it is never picked."""
+
+
+def code_of(spec: PVQSpec, levels: Float32[Array, " levels"]) -> Code:
+    """The code of a spec with these gain levels."""
+    padded = jnp.pad(levels, (0, 2**MAX_GAIN_BITS - levels.shape[0]), mode="edge")
+    sizes = (jnp.int32(size) for size in (spec.k, spec.index_bits, spec.group_bits))
+    return Code(*sizes, padded)
+
+
+@functools.lru_cache(maxsize=64)
+def shared_tables(n: int, k: int) -> np.ndarray:
+    """Rank tables that serve `k` and every other number of pulses whose index takes as many limbs.
+
+    Returns:
+      uint32[n, K + 1, K + 2, L] of the most pulses K.
+    """
+    size = limbs(n, k)
+    most = k
+    while most < _MAX_PULSES and count(n, most + 1) < 1 << (32 * size):
+        most += 1
+    return rank_tables(n, most)
+
+
+@functools.partial(jax.jit, static_argnames=("n", "candidates", "words", "refit", "padding"))
+def quantize_rows(
+    w: Float[Array, "rows columns"],
+    unit: Float32[Array, ""],
+    code: Code,
+    tables: UInt32[Array, "n k m limbs"],
+    signs: Bool[Array, " columns"] | None,
+    inverse_factor: Float[Array, "columns columns"] | None,
+    *,
+    n: int,
+    candidates: int,
+    words: int,
+    refit: bool,
+    padding: int = 0,
+) -> tuple[UInt32[Array, "rows words"], Float16[Array, " rows"]]:
+    """Words and scales of the rows of a `PVQTensor`, each row by itself.
+
+    Args:
+      w: weights in the original basis.
+      unit: what the scales are counted in.
+      code: pulses, widths, and gain levels in units of the scales times `unit`.
+      tables: `shared_tables`.
+      signs: of the rotation, or None.
+      inverse_factor: upper U with H^-1 = U^T U in the rotated basis, or None for no feedback.
+      n: weights per group.
+      candidates: of the direction search.
+      words: length of a row of words, at least what the code needs.
+      refit: fit the gains again once the directions are known.
+      padding: zeros added to a row.
+    """
+    if signs is not None:
+        w = rotate(w, signs)
+    w = jnp.pad(w, ((0, 0), (0, padding)))
+    scale = row_scale(w / unit)
+    if inverse_factor is None:
+        y, gains, _ = quantize_groups(w.reshape(w.shape[0], -1, n), scale[:, None], code, candidates=candidates)
+        y = y.reshape(w.shape)
+    else:
+        if padding:
+            inverse_factor = jax.scipy.linalg.block_diag(inverse_factor, jnp.eye(padding, dtype=w.dtype))
+        y, gains = quantize_with_feedback(w, inverse_factor, scale, code, n=n, candidates=candidates)
+        if refit:
+            gains = refit_gains(w, y, inverse_factor, scale, code, n=n)
+    return encode(y, gains, code, tables, words=words), scale
+
+
+def row_scale(w: Float[Array, "rows columns"]) -> Float16[Array, " rows"]:
+    """Root mean square of each row in half precision (all-zero rows: 0)."""
+    return jnp.sqrt(jnp.mean(jnp.square(w), axis=1)).astype(jnp.float16)
+
+
+def quantize_groups(
+    w: Float[Array, "... n"], scale: Float16[Array, "..."], code: Code, *, candidates: int
+) -> tuple[Int8[Array, "... n"], UInt8[Array, "..."], Float[Array, "... n"]]:
+    """Nearest direction, then the gain level nearest to the projection <w, y> / ||y||.
+
+    Returns:
+      Directions, gain codes, and the groups they stand for.
+    """
+    y = search(w, k=code.pulses, candidates=candidates)
+    unit = unit_direction(y, w.dtype)
+    gains = nearest_level(jnp.sum(w * unit, axis=-1), scale, code.levels)
+    return y, gains, reconstruct(unit, gain_value(gains, scale, code.levels).astype(w.dtype))
+
+
+def quantize_with_feedback(
+    w: Float[Array, "rows columns"],
+    inverse_factor: Float[Array, "columns columns"],
+    scale: Float16[Array, " rows"],
+    code: Code,
+    *,
+    n: int,
+    candidates: int,
+) -> tuple[Int8[Array, "rows columns"], UInt8[Array, "rows groups"]]:
+    """Directions and gain codes, the error of each group passed on to the columns right of it."""
+
+    def quantize_block(target: Array, u: Array, i: Array) -> tuple[tuple[Array, Array], Array]:
+        del u, i
+        y, gains, quantized = quantize_groups(target, scale, code, candidates=candidates)
+        return (y, gains), quantized
+
+    (y, gains), _ = feed_back(w, inverse_factor, quantize_block, block=n)
+    return y.transpose(1, 0, 2).reshape(w.shape), gains.T
+
+
+def refit_gains(
+    w: Float[Array, "rows columns"],
+    y: Int8[Array, "rows columns"],
+    inverse_factor: Float[Array, "columns columns"],
+    scale: Float16[Array, " rows"],
+    code: Code,
+    *,
+    n: int,
+) -> UInt8[Array, "rows groups"]:
+    """Gain codes anew, for directions that stay.
+
+    With C the row's unit directions, one column a group, the best gains are g = (C^T H C)^-1 C^T H w; they are rounded
+    one after the other with the error passed on, as the weights were.
+    """
+    columns = w.shape[1]
+    groups = columns // n
+    # H = V V^T with V = U^-1, so that a row's error is the squared length of (w - C g)^T V.
+    v = jax.scipy.linalg.solve_triangular(inverse_factor, jnp.eye(columns, dtype=w.dtype))
+    stripes = v.reshape(groups, n, columns)
+
+    def one_row(row: tuple[Array, Array, Array]) -> Array:
+        w, y, scale = row
+        unit = unit_direction(y.reshape(groups, n), w.dtype)
+        basis = jnp.einsum("gn,gnc->gc", unit, stripes)
+        factor = inverse_cholesky(basis @ basis.T, damping=1e-6)
+        gain = factor.T @ (factor @ (basis @ (w @ v)))
+
+        def round_one(gain: Array, i: Array) -> tuple[Array, Array]:
+            level = nearest_level(gain[i], scale, code.levels)
+            error = (gain[i] - gain_value(level, scale, code.levels).astype(gain.dtype)) / factor[i, i]
+            return gain - error * jnp.where(jnp.arange(groups) > i, factor[i], 0), level
+
+        return jax.lax.scan(round_one, gain, jnp.arange(groups))[1]
+
+    return jax.lax.map(one_row, (w, y, scale), batch_size=min(w.shape[0], _ROWS_AT_ONCE))
+
+
+def encode(
+    y: Int8[Array, "rows columns"],
+    gains: UInt8[Array, "rows groups"],
+    code: Code,
+    tables: UInt32[Array, "n k m limbs"],
+    *,
+    words: int,
+) -> UInt32[Array, "rows words"]:
+    """Packs directions and gain codes into rows of words."""
+    groups = y.reshape(*gains.shape, -1)
+    index = rank(groups, tables, pulses=code.pulses)
+    return pack(join(index, code.index_bits, gains.astype(jnp.uint32)), code.group_bits, words=words)
+
+
+def nearest_level(
+    gain: Float[Array, "..."], scale: Float16[Array, "..."], levels: Float32[Array, " levels"]
+) -> UInt8[Array, "..."]:
+    """Code of the level nearest to gain / scale; the lowest of equals."""
+    distance = jnp.abs(gain[..., None] - gain_value(jnp.arange(levels.shape[0]), scale[..., None], levels))
+    return jnp.argmin(distance, axis=-1).astype(jnp.uint8)
+
+
+def gain_value(code: Int[Array, "..."], scale: Float16[Array, "..."], levels: Float32[Array, " levels"]) -> Array:
+    """The gain that a gain code stands for in a row of this scale."""
+    return scale.astype(levels.dtype) * levels[code]
+
+
+def unit_direction(y: Int8[Array, "... n"], dtype: Any) -> Float[Array, "... n"]:
+    """y / ||y||."""
+    y = y.astype(dtype)
+    return y * jax.lax.rsqrt(jnp.sum(jnp.square(y), axis=-1, keepdims=True))
+
+
+def reconstruct(unit: Float[Array, "... n"], gain: Float[Array, "..."]) -> Float[Array, "... n"]:
+    """The groups that directions and gains stand for."""
+    return gain[..., None] * unit
