@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -48,13 +47,23 @@ def write(
     values: Float[Array, "B T kv_heads head_dim"],
 ) -> Cache:
     """Put one layer's new keys and values into the slots from `length` on; `length` itself stays."""
+    batch = keys.shape[0]
+    starts = jnp.stack([jnp.full(batch, layer_index, jnp.int32), jnp.arange(batch), cache.length], axis=-1)
+    # One scatter of whole [time, kv_heads, head_dim] slabs: a vmapped update would transpose the cache twice.
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 2)
+    )
 
     def put(slots: Array, new: Array) -> Array:
-        def row(slots_of_row: Array, new_of_row: Array, start: Array) -> Array:
-            at = (layer_index, start, 0, 0)
-            return lax.dynamic_update_slice(slots_of_row, new_of_row[None].astype(slots.dtype), at)
-
-        return jax.vmap(row, in_axes=(1, 0, 0), out_axes=1)(slots, new, cache.length)
+        return lax.scatter(
+            slots,
+            starts,
+            new.astype(slots.dtype),
+            numbers,
+            indices_are_sorted=True,
+            unique_indices=True,
+            mode=lax.GatherScatterMode.CLIP,
+        )
 
     return cache._replace(keys=put(cache.keys, keys), values=put(cache.values, values))
 

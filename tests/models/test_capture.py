@@ -11,7 +11,8 @@ from jaxlab.models.transformer import INPUT_SITES, embed, run_layers
 
 def explicit(params, cfg, tokens, mask):
     """x^T x in float64 from the taps themselves."""
-    _, _, taps = run_layers(params, cfg, embed(params, cfg, tokens), collect=lambda taps: taps)
+    run = jax.jit(lambda hidden: run_layers(params, cfg, hidden, collect=lambda taps: taps)[2])
+    taps = run(embed(params, cfg, tokens))
     sums = {}
     for site, x in taps.items():
         x = np.asarray(x, np.float64)[:, mask]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_twins import CASES, random_tokens, twin
+from torch_twins import ONE_A_FAMILY, random_tokens, twin
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from jaxlab.errors import InputError
@@ -30,7 +30,7 @@ def torch_greedy(model, prompt, **options):
     return out[0, len(prompt) :].numpy()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ONE_A_FAMILY)
 def test_greedy_generation_of_ragged_prompts_equals_torch(case):
     model, params, cfg = twin(case)
     prompt, lengths = ragged_prompts()

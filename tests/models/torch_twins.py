@@ -1,4 +1,4 @@
-"""Tiny random torch models of every family, and the same as jaxlab's parameters: the oracle of these tests."""
+"""Tiny random torch models of every family, and the same as jaxlab parameters: the oracle of these tests."""
 
 import functools
 
@@ -70,6 +70,7 @@ CASES = {
     ),
 }
 """Case -> (class prefix in transformers, its options, ours where they do not follow from the family)."""
+ONE_A_FAMILY = ("llama-scaled", "mistral", "qwen2", "qwen3", "gemma3")
 
 
 @functools.cache
