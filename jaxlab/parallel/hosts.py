@@ -1,6 +1,9 @@
 """Several processes on one or more hosts, joined into one set of devices."""
 
+import math
 import os
+import socket
+import time
 from typing import NamedTuple
 
 import jax
@@ -8,7 +11,7 @@ import jax
 from jaxlab.errors import InputError, ResourceError
 
 # What job launchers set; jax.distributed reads address and rank from them itself.
-_LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 class Hosts(NamedTuple):
@@ -25,7 +28,7 @@ def initialize(
     *,
     processes: int | None = None,
     process: int | None = None,
-    timeout_s: int = 120,
+    timeout_s: float = 120,
 ) -> Hosts:
     """Joins this process to the others; does nothing when there are no others.
 
@@ -45,7 +48,8 @@ def initialize(
     Raises:
       InputError: the three values are incomplete or contradict each other, or jax has already started
         computing.
-      ResourceError: the other processes did not answer in time.
+      ResourceError: process 0 did not answer in time. (Process 0 itself is ended by jax, with a message that
+        says so, if another one does not come.)
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     processes = _from_environment(processes, "processes", "JAX_NUM_PROCESSES")
@@ -72,13 +76,31 @@ def initialize(
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit()):
         raise InputError(f"coordinator is {coordinator!r}, but must be HOST:PORT, for instance 10.0.0.1:1234")
+    if process > 0:
+        _wait_for(host, int(port), timeout_s)
     _join(timeout_s, coordinator_address=coordinator, num_processes=processes, process_id=process)
     return _hosts()
 
 
-def _join(timeout_s: int, **arguments: str | int) -> None:
+def _wait_for(host: str, port: int, timeout_s: float) -> None:
+    """Returns once something listens there: jax itself would end this process without an exception."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1)).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ResourceError(
+                    f"process 0 did not answer at {host}:{port} within {timeout_s} s: {error}. "
+                    "Is it running there, and does the network let this host reach it?"
+                ) from error
+            time.sleep(0.2)
+
+
+def _join(timeout_s: float, **arguments: str | int) -> None:
     try:
-        jax.distributed.initialize(initialization_timeout=timeout_s, **arguments)  # type: ignore[arg-type]
+        jax.distributed.initialize(initialization_timeout=math.ceil(timeout_s), **arguments)  # type: ignore[arg-type]
     except RuntimeError as error:
         if "before any JAX" in str(error):
             raise InputError("initialize() must be called before the first computation of jax") from error

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, ResourceError
 from jaxlab.parallel import initialize
 
 WORKER = """
@@ -85,6 +85,11 @@ def test_environment_that_is_no_number_is_named(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(InputError, match="JAX_NUM_PROCESSES is 'two'"):
         initialize()
+
+
+def test_process_zero_that_does_not_answer_is_a_resource_error():
+    with pytest.raises(ResourceError, match=r"process 0 did not answer at 127\.0\.0\.1:\d+ within 0\.5 s"):
+        initialize(f"127.0.0.1:{_free_port()}", processes=2, process=1, timeout_s=0.5)
 
 
 def test_process_that_has_already_computed_is_told_so():
