@@ -28,7 +28,7 @@ def init_cache(cfg: ModelConfig, batch: int, size: int, *, dtype: jnp.dtype = jn
     Args:
         cfg: the model.
         batch: rows, at least 1.
-        size: slots, between 1 and cfg.max_positions rounded up to a power of two.
+        size: slots, at least 1.
         dtype: of keys and values; that of the embedding.
 
     Raises:
