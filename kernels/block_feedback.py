@@ -1,9 +1,9 @@
 """Block error feedback: quantize a matrix block of columns by block of columns, passing each error on.
 
-With the second moment H of the inputs and the upper Cholesky factor U of its inverse (H^-1 = U^T U), the error
-E = W_B - W^_B of a block is compensated in the columns R to its right by W_R -= E U_BB^-1 U_BR. A block of one column
-is GPTQ (arXiv:2210.17323); wider blocks are the block LDLQ of QuIP# (arXiv:2402.04396). The quantizer itself is an
-argument, so that scalar and lattice codes share this loop.
+With the second moment H of the inputs and the upper Cholesky factor U of its inverse (H^-1 = U^T U), the
+error E = W_B - W^_B of a block is compensated in the columns R to its right by W_R -= E U_BB^-1 U_BR. A block
+of one column is GPTQ (arXiv:2210.17323); wider blocks are the block LDLQ of QuIP# (arXiv:2402.04396). The
+quantizer itself is an argument, so that scalar and lattice codes share this loop.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ def block_feedback(
     Args:
       weight: float[R, C] matrix; C a multiple of `block`.
       inverse_factor: float[C, C] upper triangular U with H^-1 = U^T U (see `inverse_cholesky`).
-      quantize_block: `(w [R, block], u [block, block], i) -> (codes, w_hat [R, block])`, the quantizer of one block;
+      quantize_block: `(w [R, block], u [block, block], i) -> (codes, w_hat [R, block])`, the quantizer of one
+        block;
         `w` are the weights with all earlier errors passed on, `u` is U_BB and `i` the block's number.
       block: columns per block, at least 1.
 
@@ -71,7 +72,8 @@ def inverse_cholesky(hessian: jax.Array, *, damping: float = 0.01) -> jax.Array:
     """
     size = hessian.shape[-1]
     damped = hessian + damping * jnp.mean(jnp.diagonal(hessian)) * jnp.eye(size, dtype=hessian.dtype)
-    # With J the exchange matrix and J H J = L L^T: H^-1 = (J L^-T J)(J L^-1 J), and J L^-1 J is upper triangular.
+    # With J the exchange matrix and J H J = L L^T: H^-1 = (J L^-T J)(J L^-1 J), and J L^-1 J is upper
+    # triangular.
     lower = jnp.linalg.cholesky(damped[::-1, ::-1])
     inverse = jax.scipy.linalg.solve_triangular(lower, jnp.eye(size, dtype=hessian.dtype), lower=True)
     return inverse[::-1, ::-1]

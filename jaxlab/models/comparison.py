@@ -42,7 +42,9 @@ def compare(
     if tokens.shape[1] < 2:
         raise InputError(f"tokens has shape {tokens.shape}; scoring needs rows of at least 2 tokens")
     targets = jnp.asarray(tokens)[:, 1:]
-    hidden = tuple(forward(params, cfg, tokens).hidden[:, :-1].reshape(-1, cfg.hidden_size) for params in models)
+    hidden = tuple(
+        forward(params, cfg, tokens).hidden[:, :-1].reshape(-1, cfg.hidden_size) for params in models
+    )
     heads = tuple({name: params[name] for name in ("embed", "head") if name in params} for params in models)
     scores, kl = _score(heads, cfg, hidden, targets.reshape(-1), chunk)
     return Comparison(scores.reshape(len(models), *targets.shape), kl.reshape(len(models), *targets.shape))

@@ -41,7 +41,7 @@ Loader = Callable[[Path, Any], Model]
 
 _LOADERS: dict[str, Loader] = {}
 # Who registers a quantization method, imported when a directory asks for it.
-_FORMAT_MODULES = {"pvq": "jaxlab.quantization"}
+_FORMAT_MODULES = {"pvq": "jaxlab.quantization.format"}
 
 
 def load(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> Model:

@@ -1,8 +1,8 @@
 """Many quantized matrices to dense ones at once, as when a model is loaded.
 
-A model may use a different code for every matrix. So that this costs one compilation and not one a code, the rows of
-all matrices of one width are laid end to end, each with its own pulses and bit widths as data, and expanded in pieces
-of a fixed number of rows.
+A model may use a different code for every matrix. So that this costs one compilation and not one a code, the
+rows of all matrices of one width are laid end to end, each with its own pulses and bit widths as data, and
+expanded in pieces of a fixed number of rows.
 """
 
 import concurrent.futures
@@ -44,7 +44,8 @@ def expand(tensors: Mapping[str, Any], *, dtype: Any = jnp.float32) -> dict[str,
     Equal to `dequantize` of each, much faster for many.
 
     Args:
-      tensors: `PVQTensor`s and `ScalarTensor`s without stacked axes, and arrays (which only change their dtype).
+      tensors: `PVQTensor`s and `ScalarTensor`s without stacked axes, and arrays (which only change their
+        dtype).
       dtype: of the results.
     """
     dense: dict[str, Any] = {}
@@ -106,7 +107,9 @@ def _expand_alike(tensors: Sequence[PVQTensor], columns: int, n: int, *, rotated
         piece = _Rows(*(field[start : start + _PIECE] for field in rows))
         missing = _PIECE - piece.scale.shape[0]
         if missing:
-            piece = _Rows(*(np.pad(f, ((0, missing),) + ((0, 0),) * (f.ndim - 1), mode="edge") for f in piece))
+            piece = _Rows(
+                *(np.pad(f, ((0, missing),) + ((0, 0),) * (f.ndim - 1), mode="edge") for f in piece)
+            )
         dense = np.asarray(_expand_rows(piece, tables, columns=columns, n=n, rotated=rotated))
         out[start : start + _PIECE] = dense[: _PIECE - missing]
 

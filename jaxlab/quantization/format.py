@@ -3,12 +3,15 @@
 A quantized matrix X of `model.safetensors` is `X.pvq_words` (uint32), `X.pvq_scale` (float16), `X.pvq_levels`
 (float32) and, where rotated, `X.pvq_signs` (bits), or, for scalar codes, `X.scalar_words`, `X.scalar_scale`,
 `X.scalar_minimum` and `X.scalar_signs`. The file's metadata says `format=jaxlab-pvq`, `version=1`,
-`index_order=fischer-1`, and holds a JSON map from X to the code's parameters. Everything else has its usual name.
+`index_order=fischer-1`, and holds a JSON map from X to the code's parameters. Everything else has its usual
+name.
 """
 
 import dataclasses
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +39,13 @@ FORMAT, VERSION, INDEX_ORDER = "jaxlab-pvq", "1", "fischer-1"
 _SPECS: dict[str, type] = {"pvq": PVQSpec, "scalar": ScalarSpec}
 _FIELDS = {"pvq": ("words", "scale", "levels", "signs"), "scalar": ("words", "scale", "minimum", "signs")}
 _OPTIONAL = ("minimum", "signs")
-_DTYPES = {"words": np.uint32, "scale": np.float16, "minimum": np.float16, "levels": np.float32, "signs": np.uint8}
+_DTYPES = {
+    "words": np.uint32,
+    "scale": np.float16,
+    "minimum": np.float16,
+    "levels": np.float32,
+    "signs": np.uint8,
+}
 
 
 def save_quantized(
@@ -44,7 +53,7 @@ def save_quantized(
     cfg: ModelConfig,
     tokenizer: "PreTrainedTokenizerFast",
     directory: str | os.PathLike[str],
-) -> float:
+) -> None:
     """Writes a model whose matrices are `PVQTensor`s or `ScalarTensor`s; the rest is stored in float32.
 
     Args:
@@ -53,47 +62,67 @@ def save_quantized(
       tokenizer: saved beside it.
       directory: replaced whole, and left as it is if anything fails.
 
-    Returns:
-      Bits a weight of the quantized matrices of the blocks, from the bytes written for them.
-
     Raises:
       InputError: a tensor is not finite.
       ResourceError: the disk is full.
     """
+    leaves = _named_leaves(params, cfg)
+    bits = block_bits({name: leaf for name, (layer, leaf) in leaves.items() if layer is not None})
+    config = config_to_hf(cfg) | {
+        "dtype": "float32",
+        "quantization_config": {"quant_method": "pvq", "bits": round(bits, 4), "version": VERSION},
+    }
+    with atomic_directory(directory) as temporary:
+        write_config_and_tokenizer(temporary, config, tokenizer)
+        write_tensors(temporary / WEIGHTS, {name: leaf for name, (_, leaf) in leaves.items()})
+
+
+def write_tensors(
+    file: str | os.PathLike[str], leaves: Mapping[str, Any], *, notes: Mapping[str, str] | None = None
+) -> None:
+    """Writes quantized matrices and arrays (in float32) to one safetensors file of our format.
+
+    Args:
+      file: where to; not atomic, so give the temporary path of `jaxlab.files.atomic_file`.
+      leaves: by name; those of quantized matrices end in ".weight".
+      notes: further strings for the file's metadata.
+
+    Raises:
+      InputError: an array is not finite.
+      ResourceError: the file cannot be written.
+    """
     arrays: dict[str, np.ndarray] = {}
     described: dict[str, dict[str, Any]] = {}
-    for name, (layer, leaf) in _named_leaves(params, cfg).items():
+    for name, leaf in leaves.items():
         if isinstance(leaf, PVQTensor | ScalarTensor):
             stem = name.removesuffix(".weight")
             kind = "pvq" if isinstance(leaf, PVQTensor) else "scalar"
-            described[stem] = {"kind": kind, "block": layer is not None, "shape": list(leaf.shape)}
-            described[stem] |= dataclasses.asdict(leaf.spec) | {
-                "rotation": "none" if leaf.signs is None else "hadamard"
-            }
+            described[stem] = {"kind": kind, "shape": list(leaf.shape), **dataclasses.asdict(leaf.spec)}
+            described[stem]["rotation"] = "none" if leaf.signs is None else "hadamard"
             arrays |= {f"{stem}.{kind}_{field}": value for field, value in _arrays_of(leaf, kind).items()}
         else:
             arrays[name] = np.asarray(leaf, np.float32)
             if not np.isfinite(arrays[name]).all():
                 raise InputError(f"{name} holds NaN or infinity; nothing was saved")
-    bits = _block_bits(described, {name: array.nbytes for name, array in arrays.items()})
-    config = config_to_hf(cfg) | {
-        "dtype": "float32",
-        "quantization_config": {"quant_method": "pvq", "bits": round(bits, 4), "version": VERSION},
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "index_order": INDEX_ORDER,
+        "tensors": json.dumps(described),
     }
-    metadata = {"format": FORMAT, "version": VERSION, "index_order": INDEX_ORDER, "tensors": json.dumps(described)}
-    with atomic_directory(directory) as temporary:
-        write_config_and_tokenizer(temporary, config, tokenizer)
-        write_safetensors(temporary / WEIGHTS, arrays, metadata=metadata)
-    return bits
+    write_safetensors(Path(file), arrays, metadata={**(notes or {}), **metadata})
 
 
-def load_quantized(directory: str | os.PathLike[str], *, dtype: Any = jnp.float32, packed: bool = False) -> Model:
+def load_quantized(
+    directory: str | os.PathLike[str], *, dtype: Any = jnp.float32, packed: bool = False
+) -> Model:
     """Reads what `save_quantized` has written.
 
     Args:
       directory: the folder.
       dtype: of the dense matrices.
-      packed: keep the matrices as `PVQTensor`s and `ScalarTensor`s, with layers as a tuple; otherwise they are
+      packed: keep the matrices as `PVQTensor`s and `ScalarTensor`s, with layers as a tuple; otherwise they
+        are
         expanded to dense arrays and the layers are stacked.
 
     Raises:
@@ -101,7 +130,7 @@ def load_quantized(directory: str | os.PathLike[str], *, dtype: Any = jnp.float3
     """
     directory = Path(directory)
     cfg, tokenizer = config_and_tokenizer(directory)
-    tensors = read_tensors(directory / WEIGHTS)
+    tensors, _ = read_tensors(directory / WEIGHTS)
     names = {
         tensor_name(cfg, name, layer): (name, layer)
         for layer in range(cfg.num_layers)
@@ -124,8 +153,12 @@ def load_quantized(directory: str | os.PathLike[str], *, dtype: Any = jnp.float3
     return Model(params, cfg, tokenizer)
 
 
-def read_tensors(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """All tensors of a quantized file: quantized ones under the name of the matrix they stand for.
+def read_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """All tensors of a file of our format, and the notes in its metadata.
+
+    Returns:
+      Quantized matrices under the name of the matrix they stand for, other arrays under their own; and the
+      metadata.
 
     Raises:
       InputError: not our format, an unknown version or index order, or sizes that do not fit the code.
@@ -137,13 +170,19 @@ def read_tensors(file: str | os.PathLike[str]) -> dict[str, Any]:
         metadata = opened.metadata() or {}
         described = _checked_metadata(file, metadata)
         stored = set(opened.keys())
-        tensors: dict[str, Any] = {}
-        for stem, description in described.items():
-            tensors[f"{stem}.weight"] = _read_quantized(file, opened, stored, stem, description)
+        tensors = {
+            f"{stem}.weight": _read_quantized(file, opened, stored, stem, description)
+            for stem, description in described.items()
+        }
         taken = {f"{stem}.{d['kind']}_{field}" for stem, d in described.items() for field in _DTYPES}
-        for name in stored - taken:
-            tensors[name] = opened.get_tensor(name)
-    return tensors
+        tensors |= {name: opened.get_tensor(name) for name in stored - taken}
+    return tensors, metadata
+
+
+def block_bits(leaves: Mapping[str, Any]) -> float:
+    """Real bits a weight of the quantized matrices among `leaves`."""
+    tensors = [leaf for leaf in leaves.values() if isinstance(leaf, PVQTensor | ScalarTensor)]
+    return 8 * sum(t.nbytes for t in tensors) / max(sum(math.prod(t.shape) for t in tensors), 1)
 
 
 def bits_on_disk(directory: str | os.PathLike[str]) -> float:
@@ -152,15 +191,17 @@ def bits_on_disk(directory: str | os.PathLike[str]) -> float:
     Codes, padding, scales, levels and signs count; the embedding, the norms and the file's header do not.
     """
     file = Path(directory) / WEIGHTS
+    stored_bytes = weights = 0
     with open_safetensors(file) as opened:
-        described = _checked_metadata(file, opened.metadata() or {})
-        sizes = {}
-        for name in opened.keys():
-            part = opened.get_slice(name)
-            field = name.rpartition("_")[2]
-            itemsize = np.dtype(_DTYPES[field]).itemsize if field in _DTYPES else 4
-            sizes[name] = int(np.prod(part.get_shape())) * itemsize
-    return _block_bits(described, sizes)
+        for stem, description in _checked_metadata(file, opened.metadata() or {}).items():
+            if ".layers." not in stem:
+                continue
+            weights += math.prod(description["shape"])
+            for field, dtype in _DTYPES.items():
+                name = f"{stem}.{description['kind']}_{field}"
+                if name in opened.keys():
+                    stored_bytes += math.prod(opened.get_slice(name).get_shape()) * np.dtype(dtype).itemsize
+    return 8 * stored_bytes / max(weights, 1)
 
 
 def describe_quantized(directory: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -168,15 +209,6 @@ def describe_quantized(directory: str | os.PathLike[str]) -> dict[str, dict[str,
     file = Path(directory) / WEIGHTS
     with open_safetensors(file) as opened:
         return _checked_metadata(file, opened.metadata() or {})
-
-
-def _block_bits(described: dict[str, dict[str, Any]], sizes: dict[str, int]) -> float:
-    total_bytes = weights = 0
-    for stem, description in described.items():
-        if description["block"]:
-            total_bytes += sum(sizes.get(f"{stem}.{description['kind']}_{field}", 0) for field in _DTYPES)
-            weights += int(np.prod(description["shape"]))
-    return 8 * total_bytes / max(weights, 1)
 
 
 def _named_leaves(params: dict[str, Any], cfg: ModelConfig) -> dict[str, tuple[int | None, Any]]:
@@ -212,7 +244,9 @@ def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, dict[st
     try:
         return dict(json.loads(metadata["tensors"]))
     except (KeyError, ValueError) as error:
-        raise InputError(f"{file}: the list of quantized tensors in the metadata is damaged ({error})") from error
+        raise InputError(
+            f"{file}: the list of quantized tensors in the metadata is damaged ({error})"
+        ) from error
 
 
 def _read_quantized(

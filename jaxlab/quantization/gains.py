@@ -1,8 +1,8 @@
 """Levels for the amplitude of a group, from the law of a group's norm in a Gaussian row.
 
-In a rotated row of length d, a group of n weights holds the share r^2 ~ Beta(n/2, (d - n)/2) of the squared norm.
-The levels below are for sqrt(d) * r, the group's norm over the row's root mean square. Reference: arXiv:2410.16926
-("theoretically optimal" scales) and, for the densities, Panter and Dite 1951 and Lloyd 1982.
+In a rotated row of length d, a group of n weights holds the share r^2 ~ Beta(n/2, (d - n)/2) of the squared
+norm. The levels below are for sqrt(d) * r, the group's norm over the row's root mean square. Reference:
+arXiv:2410.16926 ("theoretically optimal" scales) and, for the densities, Panter and Dite 1951 and Lloyd 1982.
 """
 
 import functools
@@ -24,7 +24,8 @@ def gain_levels(n: int, row_dim: int, bits: int, grid: Grid = "lloyd") -> np.nda
       n: weights per group, >= 1.
       row_dim: weights per row, >= n.
       bits: 0 to 8.
-      grid: "quantile" (equal probability), "companded" (point density proportional to the cube root of the law's
+      grid: "quantile" (equal probability), "companded" (point density proportional to the cube root of the
+        law's
         density: best at high rate) or "lloyd" (least mean squared error, by fixed-point iteration).
 
     Returns:
@@ -60,7 +61,9 @@ def _levels(n: int, row_dim: int, bits: int, grid: Grid) -> np.ndarray:
 
 def _lloyd_max(levels: np.ndarray, n: int, row_dim: int) -> np.ndarray:
     # Equal-probability quadrature points of the law; a cell's mean is a difference of prefix sums.
-    points = np.sqrt(row_dim * special.betaincinv(n / 2, (row_dim - n) / 2, (np.arange(_QUADRATURE) + 0.5) / _QUADRATURE))
+    points = np.sqrt(
+        row_dim * special.betaincinv(n / 2, (row_dim - n) / 2, (np.arange(_QUADRATURE) + 0.5) / _QUADRATURE)
+    )
     prefix = np.concatenate([[0.0], np.cumsum(points)])
     for _ in range(_LLOYD_STEPS):
         edges = np.concatenate([[0], np.searchsorted(points, (levels[1:] + levels[:-1]) / 2), [_QUADRATURE]])

@@ -1,9 +1,9 @@
 """Quantization of a whole language model, block by block, on the activations of the part already quantized.
 
-For each of the four inputs of a block (`INPUT_SITES`) the second moment H of the inputs is taken on the calibration
-windows as the quantized model sees them, in the order in which the block uses them, so that every matrix can make up
-for the errors before it. Reference: GPTQ (arXiv:2210.17323) for the order; the target that corrects earlier errors
-is that of GPTAQ (arXiv:2504.02692) and QEP (arXiv:2504.09629).
+For each of the four inputs of a block (`INPUT_SITES`) the second moment H of the inputs is taken on the
+calibration windows as the quantized model sees them, in the order in which the block uses them, so that every
+matrix can make up for the errors before it. Reference: GPTQ (arXiv:2210.17323) for the order; the target that
+corrects earlier errors is that of GPTAQ (arXiv:2504.02692) and QEP (arXiv:2504.09629).
 """
 
 import dataclasses
@@ -50,7 +50,9 @@ class Scheme:
         """Raises InputError where a layer's specs do not name each matrix, or a value is out of range."""
         for layer, specs in enumerate(self.specs):
             if sorted(specs) != sorted(LINEARS):
-                raise InputError(f"specs of layer {layer} name {sorted(specs)}; they must name {sorted(LINEARS)}")
+                raise InputError(
+                    f"specs of layer {layer} name {sorted(specs)}; they must name {sorted(LINEARS)}"
+                )
         if not 0 <= self.correction <= 1:
             raise InputError(f"correction is {self.correction}; it must lie between 0 and 1")
         if not self.damping > 0:
@@ -94,8 +96,10 @@ def quantize_layers(
       scheme: codes and options.
       key: PRNG key of the rotations.
       tokens: calibration windows; needed with `scheme.feedback`.
-      token_weights: for each matrix how much an error at a token matters (see `sensitivity`); None is all the same.
-      done: tensors of the first blocks from an interrupted run; the iterator goes on after them, with the same result.
+      token_weights: for each matrix how much an error at a token matters (see `sensitivity`); None is all the
+        same.
+      done: tensors of the first blocks from an interrupted run; the iterator goes on after them, with the
+        same result.
       row_map: wraps the row-wise quantizer `f(rows, *replicated)`, e.g. to shard rows over devices.
 
     Yields:
@@ -146,7 +150,9 @@ def layer_of(params: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 class _Activations(NamedTuple):
-    """Residual stream of the calibration windows in the exact model (if it is asked for) and in the quantized one."""
+    """Residual stream of the calibration windows in the exact model (if it is asked for) and in the quantized
+    one.
+    """
 
     exact: Float[Array, "windows context hidden"] | None
     quantized: Float[Array, "windows context hidden"]
@@ -212,7 +218,9 @@ def _quantize_matrix(
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _advance(layer: dict[str, Any], cfg: ModelConfig, hidden: Array, frequencies: Array, window: Array) -> Array:
+def _advance(
+    layer: dict[str, Any], cfg: ModelConfig, hidden: Array, frequencies: Array, window: Array
+) -> Array:
     """The residual stream after one block, a window at a time."""
 
     def one(hidden: Array) -> Array:
@@ -233,7 +241,8 @@ def _moments(
     *,
     site: str,
 ) -> dict[str, _Moments]:
-    """Second moment of the quantized model's inputs at a site, and of the exact model's with the quantized one's.
+    """Second moment of the quantized model's inputs at a site, and of the exact model's with the quantized
+    one's.
 
     One for each matrix that reads the site, each token with its weight; the same for all without weights.
     """
@@ -262,13 +271,17 @@ def _moments(
     size = jax.eval_shape(tap, layer, state.quantized[0]).shape[-1]
     zero = _Moments(jnp.zeros((size, size)), None if state.exact is None else jnp.zeros((size, size)))
     total, _ = jax.lax.scan(add, dict.fromkeys(names, zero), (state, weights))
-    mean = {name: jax.tree.map(lambda x, name=name: x / jnp.sum(weights[name]), total[name]) for name in names}
+    mean = {
+        name: jax.tree.map(lambda x, name=name: x / jnp.sum(weights[name]), total[name]) for name in names
+    }
     return {name: mean.get(name, mean[names[0]]) for name in INPUT_SITES[site]}
 
 
 @jax.jit
 def _corrected(w: Array, moments: _Moments, damping: Array, share: Array) -> Array:
-    """The matrix that, on the quantized model's inputs, comes closest to what `w` does on the exact model's."""
+    """The matrix that, on the quantized model's inputs, comes closest to what `w` does on the exact
+    model's.
+    """
     size = w.shape[1]
     damped = moments.hessian + damping * jnp.mean(jnp.diagonal(moments.hessian)) * jnp.eye(size)
     shift = jax.scipy.linalg.solve(damped, (moments.cross - moments.hessian).T @ w.T, assume_a="pos").T

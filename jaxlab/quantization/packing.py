@@ -31,7 +31,8 @@ def pack(
     packed = jnp.zeros((rows, words), jnp.uint32)
     for limb in range(limbs):
         value = values[..., limb]
-        # Codes do not overlap, so that adding is the same as or-ing; a word past the row is dropped, its bits are 0.
+        # Codes do not overlap, so that adding is the same as or-ing; a word past the row is dropped, its bits
+        # are 0.
         packed = packed.at[:, first + limb].add(value << shift, mode="drop")
         spill = jnp.where(shift == 0, 0, value >> ((WORD - shift) % WORD))
         packed = packed.at[:, first + limb + 1].add(spill, mode="drop")
@@ -45,7 +46,9 @@ def unpack(
     *,
     limbs: int,
 ) -> UInt32[Array, "rows codes limbs"]:
-    """Codes of `width` bits from bit position `start` on, in `limbs` limbs; both may be traced and differ by row."""
+    """Codes of `width` bits from bit position `start` on, in `limbs` limbs; both may be traced and differ by
+    row.
+    """
     padded = jnp.pad(words, ((0, 0), (0, limbs + 1)))
     first, shift = start // WORD, (start % WORD).astype(jnp.uint32)
     shape = jnp.broadcast_shapes(first.shape, (words.shape[0], 1))
@@ -64,7 +67,9 @@ def unpack(
 
 
 def join(low: UInt32[Array, "... limbs"], bits: Int[Array, ""] | int, high: UInt32[Array, "..."]) -> Array:
-    """The code whose lowest `bits` bits are `low` and whose next bits are `high`; as many limbs as `low` and one more."""
+    """The code whose lowest `bits` bits are `low` and whose next bits are `high`; as many limbs as `low` and
+    one more.
+    """
     limbs = low.shape[-1] + 1
     position = jnp.arange(limbs) * WORD
     offset = jnp.asarray(bits) - position

@@ -1,15 +1,15 @@
 """Which code for which matrix: the best predicted quality within a budget of real bits.
 
-Real bits are those on disk: index and gain codes, a row's padding to a word, its fp16 scale. The prediction is for
-Gaussian weights: the direction's distortion follows the high-rate law A_n V(n, k)^(-2 / (n - 1)) of a code with V
-points on a sphere of n - 1 dimensions, and the gain's is that of its levels on the Beta law.
+Real bits are those on disk: index and gain codes, a row's padding to a word, its fp16 scale. The prediction
+is for Gaussian weights: the direction's distortion follows the high-rate law A_n V(n, k)^(-2 / (n - 1)) of a
+code with V points on a sphere of n - 1 dimensions, and the gain's is that of its levels on the Beta law.
 """
 
 import functools
 import heapq
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import special
@@ -21,6 +21,9 @@ from jaxlab.quantization.spec import PVQSpec, index_bits
 
 MAX_PLANNED_INDEX_BITS = 64
 _MAX_GAIN_BITS = 5
+
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Candidate(NamedTuple):
@@ -70,12 +73,12 @@ def candidates(bits: float, columns: int, *, n: int = 16) -> list[Candidate]:
 
 
 def plan(
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Mapping[Name, tuple[int, int]],
     bits: float,
     *,
     n: int = 16,
-    costs: Mapping[str, float] | None = None,
-) -> dict[str, PVQSpec]:
+    costs: Mapping[Name, float] | None = None,
+) -> dict[Name, PVQSpec]:
     """One code a matrix, such that all matrices together take at most `bits` real bits a weight.
 
     Spends the budget where a bit lowers the predicted total error most (greedy on the error's slope).
@@ -84,7 +87,8 @@ def plan(
       shapes: rows and columns of each matrix.
       bits: budget over all weights, bits a weight.
       n: weights per group.
-      costs: how much a matrix's error matters: the total is the sum of cost * distortion, where distortion is per
+      costs: how much a matrix's error matters: the total is the sum of cost * distortion, where distortion is
+        per
         weight and relative to the weights' variance. None weighs every weight the same.
 
     Raises:
@@ -97,7 +101,7 @@ def plan(
     ladders = {name: _ladder(n, columns) for name, (_, columns) in shapes.items()}
     steps = dict.fromkeys(shapes, 0)
 
-    def next_step(name: str) -> tuple[float, float] | None:
+    def next_step(name: Name) -> tuple[float, float] | None:
         """Slope of the error and bits of the next code of a matrix."""
         ladder, step = ladders[name], steps[name]
         if step + 1 == len(ladder):
@@ -111,10 +115,11 @@ def plan(
     if used > budget:
         least = used / sum(weights.values())
         raise InputError(f"bits = {bits} is too few: {least:.3f} is the least for groups of {n}")
-    queue = [(-step[0], name) for name in shapes if (step := next_step(name))]
+    # Ties are broken by the order of `shapes`, so that names need no order of their own.
+    queue = [(-step[0], order, name) for order, name in enumerate(shapes) if (step := next_step(name))]
     heapq.heapify(queue)
     while queue:
-        _, name = heapq.heappop(queue)
+        _, order, name = heapq.heappop(queue)
         step = next_step(name)
         if step is None or used + step[1] > budget:
             continue
@@ -122,7 +127,7 @@ def plan(
         steps[name] += 1
         following = next_step(name)
         if following is not None:
-            heapq.heappush(queue, (-following[0], name))
+            heapq.heappush(queue, (-following[0], order, name))
     return {name: ladders[name][steps[name]].spec for name in shapes}
 
 
@@ -166,7 +171,8 @@ def _most_pulses(n: int, gain_bits: int, columns: int, bits: float) -> int:
     return best
 
 
-# Measured over 10^6 Gaussian weights a point (benchmarks/pvq_rate_distortion.py): ln A_n and the slope's correction.
+# Measured over 10^6 Gaussian weights a point (benchmarks/pvq_rate_distortion.py): ln A_n and the slope's
+# correction.
 _DIRECTION_LAW = {8: (0.47, 1.0), 16: (0.60, 1.0), 32: (0.66, 1.0)}
 
 

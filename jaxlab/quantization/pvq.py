@@ -1,7 +1,8 @@
 """Pyramid vector quantization of one weight matrix. Reference: arXiv:2410.16926; Fischer 1986.
 
-A row is rotated, cut into groups of n weights; a group is stored as the index of its direction among the integer
-vectors of L1 norm k, and a gain code on levels shared by the matrix, in units of the row's root mean square.
+A row is rotated, cut into groups of n weights; a group is stored as the index of its direction among the
+integer vectors of L1 norm k, and a gain code on levels shared by the matrix, in units of the row's root mean
+square.
 """
 
 import dataclasses
@@ -42,7 +43,9 @@ from jaxlab.quantization.spec import PVQSpec, RowMap
 )
 @dataclasses.dataclass(frozen=True)
 class PVQTensor:
-    """A matrix [rows, columns] as it stands on disk; leading axes may be stacked (layers) and are mapped over."""
+    """A matrix [rows, columns] as it stands on disk; leading axes may be stacked (layers) and are mapped
+    over.
+    """
 
     words: UInt32[Array, "*stack rows row_words"]
     """Group codes (index bits, then gain bits), little-endian, a row padded to a word."""
@@ -87,7 +90,8 @@ def quantize(
       hessian: E[x x^T] (or the sum) of the inputs x, unrotated; symmetric positive semi-definite.
       damping: share of the mean diagonal of the Hessian that is added to it, > 0.
       rotated: rotate the input dimension by signs and a Hadamard transform first.
-      refit: with a Hessian, solve for the best gains once the directions are known, and round those with feedback.
+      refit: with a Hessian, solve for the best gains once the directions are known, and round those with
+        feedback.
       pad: fill the last group of a row with zeros where `columns` is not a multiple of `spec.n`.
 
     Raises:
@@ -95,7 +99,9 @@ def quantize(
     """
     w = jnp.asarray(w)
     if w.ndim != 2 or 0 in w.shape:
-        raise InputError(f"w has shape {w.shape}; a matrix [rows, columns] with at least one weight is needed")
+        raise InputError(
+            f"w has shape {w.shape}; a matrix [rows, columns] with at least one weight is needed"
+        )
     columns = w.shape[1]
     padding = -columns % spec.n if pad else 0
     spec.groups(columns + padding)
@@ -106,7 +112,9 @@ def quantize(
     if hessian is not None:
         hessian = jnp.asarray(hessian)
         if hessian.shape != (columns, columns):
-            raise InputError(f"hessian has shape {hessian.shape}, expected {(columns, columns)} for w {w.shape}")
+            raise InputError(
+                f"hessian has shape {hessian.shape}, expected {(columns, columns)} for w {w.shape}"
+            )
         inverse_factor = feedback_factor(hessian, signs, damping=damping)
     return quantize_prepared(w, signs, inverse_factor, spec=spec, refit=refit, padding=padding)
 
@@ -121,7 +129,8 @@ def quantize_prepared(
     padding: int = 0,
     row_map: RowMap = lambda function: function,
 ) -> PVQTensor:
-    """`quantize` with the rotation drawn and the Hessian factored, by a row-wise function that `row_map` may wrap.
+    """`quantize` with the rotation drawn and the Hessian factored, by a row-wise function that `row_map` may
+    wrap.
 
     Args:
       w: finite weights.
@@ -130,7 +139,8 @@ def quantize_prepared(
       spec: the code.
       refit: as in `quantize`.
       padding: zeros to add to a row.
-      row_map: turns `f(rows, *replicated) -> rows` into a function of the same arguments, e.g. one that shards rows.
+      row_map: turns `f(rows, *replicated) -> rows` into a function of the same arguments, e.g. one that
+        shards rows.
     """
     columns = w.shape[1] + padding
     # A power of two carried by the levels keeps the fp16 row scales near 1 whatever the size of the weights.
@@ -172,7 +182,8 @@ def _feedback_factor(hessian: Array, signs: Array | None, damping: Array) -> Arr
 
 
 def levels_for(spec: PVQSpec, columns: int) -> np.ndarray:
-    """Gain levels of `spec` in rows of `columns` weights: the norm's levels times the mean cosine of the code.
+    """Gain levels of `spec` in rows of `columns` weights: the norm's levels times the mean cosine of the
+    code.
 
     Returns:
       float32[2**gain_bits].
@@ -213,7 +224,9 @@ def block_feedback(
     """
     scale = row_scale(w) if scale is None else scale
     levels = jnp.asarray(levels_for(spec, w.shape[1])) if levels is None else levels
-    return quantize_with_feedback(w, chol_u, scale, code_of(spec, levels), n=spec.n, candidates=spec.candidates)
+    return quantize_with_feedback(
+        w, chol_u, scale, code_of(spec, levels), n=spec.n, candidates=spec.candidates
+    )
 
 
 def decode(t: PVQTensor) -> tuple[Int8[Array, "rows groups n"], UInt8[Array, "rows groups"]]:

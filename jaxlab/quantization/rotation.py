@@ -34,7 +34,9 @@ def unrotate(x: Float[Array, "... size"], signs: Bool[Array, " size"]) -> Float[
     return jnp.where(signs, -x, x)
 
 
-def rotate_hessian(hessian: Float[Array, "size size"], signs: Bool[Array, " size"]) -> Float[Array, "size size"]:
+def rotate_hessian(
+    hessian: Float[Array, "size size"], signs: Bool[Array, " size"]
+) -> Float[Array, "size size"]:
     """Q H Q^T, the second moment of rotated inputs."""
     return rotate(rotate(hessian, signs).T, signs).T
 

@@ -1,7 +1,8 @@
 """The row-wise arithmetic of pyramid vector quantization: directions, gains, feedback, gain refit.
 
-The number of pulses, the bit widths and the gain levels are data (`Code`), so that one compiled program serves every
-rate; only the group size and the number of search candidates are static. Reference: arXiv:2410.16926; Fischer 1986.
+The number of pulses, the bit widths and the gain levels are data (`Code`), so that one compiled program
+serves every rate; only the group size and the number of search candidates are static. Reference:
+arXiv:2410.16926; Fischer 1986.
 """
 
 import functools
@@ -31,7 +32,8 @@ class Code(NamedTuple):
     index_bits: Int32[Array, ""]
     group_bits: Int32[Array, ""]
     levels: Float32[Array, " max_levels"]
-    """Gain levels in units of the row's scale; after the last real one it repeats, so that it is never picked."""
+    """Gain levels in units of the row's scale; after the last real one it repeats, so that it is never
+    picked."""
 
 
 def code_of(spec: PVQSpec, levels: Float32[Array, " levels"]) -> Code:
@@ -90,7 +92,9 @@ def quantize_rows(
     w = jnp.pad(w, ((0, 0), (0, padding)))
     scale = row_scale(w / unit)
     if inverse_factor is None:
-        y, gains, _ = quantize_groups(w.reshape(w.shape[0], -1, n), scale[:, None], code, candidates=candidates)
+        y, gains, _ = quantize_groups(
+            w.reshape(w.shape[0], -1, n), scale[:, None], code, candidates=candidates
+        )
         y = y.reshape(w.shape)
     else:
         if padding:
@@ -151,7 +155,8 @@ def refit_gains(
 ) -> UInt8[Array, "rows groups"]:
     """Gain codes anew, for directions that stay.
 
-    With C the row's unit directions, one column a group, the best gains are g = (C^T H C)^-1 C^T H w; they are rounded
+    With C the row's unit directions, one column a group, the best gains are g = (C^T H C)^-1 C^T H w; they
+    are rounded
     one after the other with the error passed on, as the weights were.
     """
     columns = w.shape[1]
@@ -199,7 +204,9 @@ def nearest_level(
     return jnp.argmin(distance, axis=-1).astype(jnp.uint8)
 
 
-def gain_value(code: Int[Array, "..."], scale: Float16[Array, "..."], levels: Float32[Array, " levels"]) -> Array:
+def gain_value(
+    code: Int[Array, "..."], scale: Float16[Array, "..."], levels: Float32[Array, " levels"]
+) -> Array:
     """The gain that a gain code stands for in a row of this scale."""
     return scale.astype(levels.dtype) * levels[code]
 

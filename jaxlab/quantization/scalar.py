@@ -1,7 +1,7 @@
 """Scalar quantization in groups: round-to-nearest and GPTQ, the baselines that lattice codes have to beat.
 
-GPTQ (arXiv:2210.17323) is the block feedback with blocks of one column, inside groups that share a scale taken from
-the weights as they stand when the group is reached.
+GPTQ (arXiv:2210.17323) is the block feedback with blocks of one column, inside groups that share a scale
+taken from the weights as they stand when the group is reached.
 """
 
 import dataclasses
@@ -27,14 +27,17 @@ _CLIPS = 48
 
 @dataclasses.dataclass(frozen=True)
 class ScalarSpec:
-    """A uniform scalar quantizer of `bits` bits with one fp16 scale (and, for "minmax", one fp16 minimum) a group."""
+    """A uniform scalar quantizer of `bits` bits with one fp16 scale (and, for "minmax", one fp16 minimum) a
+    group.
+    """
 
     bits: int
     """Bits a weight, 1 to 8 (2 to 8 for "midtread")."""
     group: int
     """Weights that share a scale, along the input dimension, >= 1."""
     grid: ScalarGrid = "minmax"
-    """"minmax": scale * q + minimum; "midrise": scale * (q + 1/2), symmetric, even; "midtread": scale * q, symmetric."""
+    """"minmax": scale * q + minimum; "midrise": scale * (q + 1/2), symmetric, even; "midtread": scale * q,
+    symmetric."""
     clip: bool = False
     """Shrink the range to the one of least squared error (for "midrise" and "midtread")."""
 
@@ -79,7 +82,9 @@ class ScalarSpec:
 )
 @dataclasses.dataclass(frozen=True)
 class ScalarTensor:
-    """A matrix [rows, columns] of packed scalar codes; leading axes may be stacked (layers) and are mapped over."""
+    """A matrix [rows, columns] of packed scalar codes; leading axes may be stacked (layers) and are mapped
+    over.
+    """
 
     words: UInt32[Array, "*stack rows row_words"]
     scale: Float16[Array, "*stack rows groups"]
@@ -118,7 +123,8 @@ def quantize_scalar(
       signs: rotate the input dimension by these signs and a Hadamard transform first.
       inverse_factor: upper U with H^-1 = U^T U of the (rotated, damped) second moment H of the inputs.
       spec: the code.
-      row_map: turns `f(rows, *replicated) -> rows` into a function of the same arguments, e.g. one that shards rows.
+      row_map: turns `f(rows, *replicated) -> rows` into a function of the same arguments, e.g. one that
+        shards rows.
 
     Raises:
       InputError: the columns do not fit the groups.
@@ -143,7 +149,9 @@ def _scalar_rows(
         codes = _code(grouped, scale, minimum, spec)
     else:
 
-        def quantize_group(target: jax.Array, u: jax.Array, i: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        def quantize_group(
+            target: jax.Array, u: jax.Array, i: jax.Array
+        ) -> tuple[tuple[jax.Array, ...], jax.Array]:
             del i
             scale, minimum = _group_scale(target, spec)
 
@@ -162,7 +170,9 @@ def _scalar_rows(
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def dequantize_scalar(t: ScalarTensor, *, dtype: jnp.dtype = jnp.float32) -> Float[Array, "*stack rows columns"]:
+def dequantize_scalar(
+    t: ScalarTensor, *, dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "*stack rows columns"]:
     """The matrix that a tensor stands for, in the original (unrotated) basis."""
     if t.words.ndim > 2:
         return jax.lax.map(lambda part: dequantize_scalar(part, dtype=dtype), t)
@@ -193,7 +203,9 @@ def _group_scale(
         quantized = _value(_code(w, scale, zero, spec), scale, zero, spec, w.dtype)
         return jnp.sum(jnp.square(w - quantized), axis=-1), scale
 
-    def keep_best(best: tuple[jax.Array, jax.Array], ratio: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def keep_best(
+        best: tuple[jax.Array, jax.Array], ratio: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         error, scale = error_at(ratio)
         better = error < best[0]
         return (jnp.where(better, error, best[0]), jnp.where(better, scale, best[1])), None

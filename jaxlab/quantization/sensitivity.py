@@ -1,9 +1,10 @@
-"""How much the model's output minds an error at each matrix: the Fisher information of every matrix's outputs.
+"""How much the model's output minds an error at each matrix: the Fisher information of every matrix's
+outputs.
 
-With labels drawn from the model itself, the expected squared gradient is the second derivative of the KL divergence
-that an error causes. Kept of it are, for every matrix, a weight for each token (the squared gradient over the
-outputs) and a weight for each output row (the squared gradient over the tokens). Reference: GuidedQuant
-(arXiv:2505.07004) for token weights; LLM Surgeon (arXiv:2312.17244) for the true Fisher.
+With labels drawn from the model itself, the expected squared gradient is the second derivative of the KL
+divergence that an error causes. Kept of it are, for every matrix, a weight for each token (the squared
+gradient over the outputs) and a weight for each output row (the squared gradient over the tokens). Reference:
+GuidedQuant (arXiv:2505.07004) for token weights; LLM Surgeon (arXiv:2312.17244) for the true Fisher.
 """
 
 import dataclasses
@@ -15,9 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlab.kernels.block_feedback import inverse_cholesky
 from jaxlab.models.config import ModelConfig
-from jaxlab.models.linear import LINEARS, linear, register_linear
-from jaxlab.models.transformer import forward, logits
+from jaxlab.models.linear import LINEARS, dense, linear, register_linear
+from jaxlab.models.rope import layer_geometry
+from jaxlab.models.transformer import INPUT_SITES, block, embed, forward, logits
+from jaxlab.quantization.rotation import random_signs, rotate_hessian
 
 
 class Sensitivity(NamedTuple):
@@ -111,3 +115,77 @@ def _one_window(
     }
     gradients = jax.grad(log_likelihood)(zeros)
     return {name: (tokens[:, 0], rows) for name, (tokens, rows) in gradients.items()}
+
+
+def matrix_costs(
+    params: dict[str, Any],
+    cfg: ModelConfig,
+    tokens: Int[Array, "windows context"],
+    fisher: Sensitivity,
+    key: jax.Array,
+    *,
+    damping: float = 0.01,
+) -> dict[str, Float[Array, " layers"]]:
+    """Predicted KL divergence (nats a token) for each unit of distortion in a matrix, relative to its
+    weights' variance.
+
+    With error feedback an error of relative size D in every weight leaves D * sum_r F_r s_r^2 * sum_c 1 /
+    U_cc^2 / 2,
+    where F_r is the row's squared gradient, s_r^2 its variance, and U the factor of the rotated,
+    token-weighted second
+    moment's inverse (H^-1 = U^T U), so that 1 / U_cc^2 is the part of input c that later inputs do not
+    explain.
+
+    Args:
+      params: the model, layers stacked.
+      cfg: static.
+      tokens: the first windows of those that `fisher` was taken on.
+      fisher: see `sensitivity`.
+      key: PRNG key of the rotations.
+      damping: share of the mean diagonal added to the second moment, > 0.
+    """
+    frequencies, layer_windows = layer_geometry(cfg)
+    hidden = embed(params, cfg, jnp.asarray(tokens))
+    count = tokens.shape[0]
+    costs: list[dict[str, Array]] = []
+    for index in range(cfg.num_layers):
+        layer = jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
+        weights = {name: fisher.tokens[name][index, :count] for name in LINEARS}
+        rows = {name: fisher.rows[name][index] for name in LINEARS}
+        hidden, cost = _layer_costs(
+            layer, cfg, hidden, frequencies[index], layer_windows[index], weights, rows, key, damping
+        )
+        costs.append(cost)
+    return {name: jnp.stack([cost[name] for cost in costs]) for name in LINEARS}
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _layer_costs(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    hidden: Array,
+    frequencies: Array,
+    window: Array,
+    weights: dict[str, Array],
+    rows: dict[str, Array],
+    key: Array,
+    damping: Array,
+) -> tuple[Array, dict[str, Array]]:
+    site_of = {name: site for site, names in INPUT_SITES.items() for name in names}
+
+    def one(inputs: tuple[Array, dict[str, Array]]) -> tuple[Array, dict[str, Array]]:
+        hidden, weights = inputs
+        after, _, taps = block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)
+        inputs_of = {name: taps[site_of[name]][0] for name in LINEARS}
+        return after[0], {name: x.T @ (x * weights[name][:, None]) for name, x in inputs_of.items()}
+
+    after, moments = jax.lax.map(one, (hidden, weights))
+
+    def cost(name: str) -> Array:
+        w = dense(layer[name]).astype(jnp.float32)
+        moment = jnp.mean(moments[name], axis=0) / hidden.shape[1]
+        factor = inverse_cholesky(rotate_hessian(moment, random_signs(key, w.shape[1])), damping=damping)
+        per_row = jnp.sum(rows[name] * jnp.mean(jnp.square(w), axis=1)) / jnp.sum(rows[name])
+        return per_row * jnp.sum(1 / jnp.square(jnp.diagonal(factor))) / 2
+
+    return after, {name: cost(name) for name in LINEARS}

@@ -1,0 +1,37 @@
+"""Lattice quantization of language models: Pyramid Vector Quantization, with RTN and GPTQ beside it.
+
+Reference: arXiv:2410.16926. Names are resolved on first use, so that importing this package costs next to nothing.
+"""
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "jaxlab.kernels.pyramid_index": ("count", "rank", "rank_tables", "unrank"),
+    "jaxlab.kernels.pyramid_search": ("search",),
+    "jaxlab.quantization.spec": ("PVQSpec",),
+    "jaxlab.quantization.pvq": ("PVQTensor", "block_feedback", "dequantize", "matmul", "quantize"),
+    "jaxlab.quantization.gains": ("gain_levels",),
+    "jaxlab.quantization.rotation": ("rotate", "unrotate", "fold_rotation"),
+    "jaxlab.quantization.scalar": ("ScalarSpec", "ScalarTensor", "dequantize_scalar", "quantize_scalar"),
+    "jaxlab.quantization.planner": ("candidates", "plan"),
+    "jaxlab.quantization.sensitivity": ("matrix_costs", "sensitivity"),
+    "jaxlab.quantization.model": ("Scheme", "quantize_layers"),
+    "jaxlab.quantization.expansion": ("expand", "expand_params"),
+    "jaxlab.quantization.format": ("bits_on_disk", "load_quantized", "save_quantized"),
+    "jaxlab.quantization.exact_search": ("search_exact",),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,401 @@
+"""Quantizes a real language model by Pyramid Vector Quantization and measures it beside round-to-nearest and GPTQ.
+
+Calibrates on real text, quantizes every matrix of every block at a budget of real bits a weight, saves a folder that
+`jaxlab.models.load` opens, loads it again, and compares perplexity and divergence with the unquantized model.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab import data
+from jaxlab.errors import InputError
+from jaxlab.files import atomic_file
+from jaxlab.models import Model, forward, load, logits, windows
+from jaxlab.models.comparison import compare
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.linear import LINEARS
+from jaxlab.models.safetensors_weights import WEIGHTS
+from jaxlab.progress import Progress
+from jaxlab.quantization.expansion import expand_params
+from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantized, write_tensors
+from jaxlab.quantization.model import QuantizedLayer, Scheme, layer_of, quantize_layers
+from jaxlab.quantization.planner import plan
+from jaxlab.quantization.scalar import ScalarSpec, quantize_scalar
+from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity
+from jaxlab.runs import RunFolder
+
+METHODS = ("rtn", "gptq", "pvq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the pvq recipe."""
+
+    model: str = "pkg:smollm2"
+    """Model to quantize: pkg:NAME, hf:ORG/NAME, a Hugging Face directory or a .gguf file."""
+    bits: float = 3.25
+    """Budget of real bits per weight over all matrices of the blocks: codes, scales, levels, signs and padding."""
+    group: int = 16
+    """Weights per lattice group; must divide the width of every matrix."""
+    calib: str = "sotu:calib"
+    """Calibration text: a corpus name (sotu:calib, moby, ...) or a path."""
+    calib_windows: int = 64
+    """Calibration windows."""
+    calib_context: int = 256
+    """Tokens per calibration window."""
+    damping: float = 0.01
+    """Share of the Hessian's mean diagonal added to it before it is inverted."""
+    text: str = "sotu:test"
+    """Text on which perplexity is measured: a corpus name or a path."""
+    windows: int = 16
+    """Test windows; 0 takes all that the text holds."""
+    context: int = 1024
+    """Tokens per test window."""
+    seed: int = 0
+    """Seed of calibration offsets, rotations and sampled labels."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a value is out of range."""
+        for name, least in (
+            ("group", 1),
+            ("calib_windows", 1),
+            ("calib_context", 2),
+            ("context", 2),
+            ("windows", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 1 <= self.bits <= 8:
+            raise InputError(f"bits is {self.bits}; it must lie between 1 and 8")
+        if not self.damping > 0:
+            raise InputError(f"damping is {self.damping}; it must be > 0")
+
+
+PRESETS = {
+    "smoke": Config(calib_windows=8, windows=2, context=512),
+    "cpu": Config(),
+    "gpu": Config(calib_windows=512, calib_context=1024, windows=0),
+}
+
+_EMBEDDING = ScalarSpec(bits=8, group=32, grid="midtread")
+_MEASURED_WINDOWS = 4  # windows on which the cost of each matrix is measured
+_PARTIAL = "partial"
+
+
+class _Work(NamedTuple):
+    """What all stages of a run look at."""
+
+    config: Config
+    folder: RunFolder
+    progress: Progress
+    model: Model
+    calibration: np.ndarray
+    test: np.ndarray
+
+    def partial(self, *parts: str) -> Path:
+        """A file that an interrupted run leaves for the one that resumes it."""
+        return self.folder.artefact("/".join((_PARTIAL, *parts)))
+
+    def key(self, purpose: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
+
+
+def run(
+    config: Config,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Does the run, or goes on with it, and returns its summary.
+
+    Args:
+      config: the options.
+      out: run folder; None is `runs/pvq-TIMESTAMP`.
+      resume: go on with the run in `out` (see `jaxlab.runs.RunFolder`).
+      progress: where to show how far it is; None shows nothing.
+
+    Returns:
+      The summary: perplexities, divergences, real bits a weight, bytes, seconds.
+
+    Raises:
+      InputError: an option, the model or a text cannot be used.
+      ResourceError: a package, the network or the disk failed.
+    """
+    progress = progress or Progress(quiet=True)
+    with RunFolder(out, config, resume, system="pvq") as folder:
+        if folder.summary is not None:
+            return folder.summary
+        with progress.stage(f"load {config.model}"):
+            model = load(config.model)
+            calibration, test = _windows(config, model)
+        work = _Work(config, folder, progress, model, calibration, test)
+        fisher = _fisher(work)
+        schemes = _schemes(work, fisher)
+        layers = {method: _quantize(work, method, scheme, fisher) for method, scheme in schemes.items()}
+        with progress.stage("save and load again"):
+            models = {method: _with_layers(model.params, layers[method]) for method in METHODS}
+            directory = folder.artefact("quantized")
+            save_quantized(models["pvq"], model.cfg, model.tokenizer, directory)
+            dense = {method: expand_params(models[method]) for method in METHODS}
+            difference = _reload_difference(directory, dense["pvq"], model.cfg, test)
+        nll, kl = _compare(work, dense)
+        summary = _summary(work, layers, directory, nll, kl) | {"reload_max_logit_difference": difference}
+        _figures(work, layers, nll)
+        shutil.rmtree(folder.artefact(_PARTIAL), ignore_errors=True)
+        return folder.finish(summary)
+
+
+def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that the command line prints at the end."""
+    rows = [{"model": summary["model"], "bits/weight": "", "perplexity": f"{summary['ppl_base']:.3f}"}]
+    for method, label in zip(METHODS, ("round to nearest", "GPTQ, rotated", "PVQ"), strict=True):
+        ratio = summary[f"ppl_{method}"] / summary["ppl_base"]
+        rows.append(
+            {
+                "model": label,
+                "bits/weight": f"{summary[f'bits_{method}']:.3f}",
+                "perplexity": f"{summary[f'ppl_{method}']:.3f}",
+                "x base": f"{ratio:.4f}",
+                "KL (nats)": f"{summary[f'kl_{method}']:.4f}",
+            }
+        )
+    return rows
+
+
+def _windows(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Calibration and test windows, each with the beginning-of-text token where the model wants one."""
+    bos = model.cfg.bos_id if model.cfg.add_bos else None
+    calibration = data.calibration_windows(
+        data.token_ids(config.calib, model.tokenizer),
+        context=config.calib_context - (bos is not None),
+        count=config.calib_windows,
+        seed=config.seed,
+    )
+    if bos is not None:
+        calibration = np.pad(calibration, ((0, 0), (1, 0)), constant_values=bos)
+    test = windows(data.token_ids(config.text, model.tokenizer), config.context, bos_id=bos)
+    if config.windows > len(test):
+        raise InputError(
+            f"windows is {config.windows}, but {config.text} holds {len(test)} of {config.context} tokens"
+        )
+    return calibration, test[: config.windows or None]
+
+
+def _fisher(work: _Work) -> Sensitivity:
+    """Sensitivity of every matrix, from the file of an interrupted run if there is one."""
+    file = work.partial("sensitivity.npz")
+    if file.exists():
+        with np.load(file) as stored:
+            parts = [
+                {name: jnp.asarray(stored[f"{kind}_{name}"]) for name in LINEARS}
+                for kind in Sensitivity._fields
+            ]
+        return Sensitivity(*parts)
+    windows = work.calibration
+    with work.progress.stage("sensitivity", len(windows), unit="windows") as stage:
+        found = sensitivity(
+            work.model.params, work.model.cfg, windows, work.key(0), progress=lambda done: stage.advance(1)
+        )
+    with atomic_file(file) as temporary, open(temporary, "wb") as opened:
+        np.savez(
+            opened,
+            **{f"{kind}_{n}": v for kind in Sensitivity._fields for n, v in getattr(found, kind).items()},
+        )
+    return found
+
+
+def _schemes(work: _Work, fisher: Sensitivity) -> dict[str, Scheme]:
+    """PVQ at the budget, and the scalar codes at their nearest real rate that is not below it."""
+    config, cfg = work.config, work.model.cfg
+    shapes = {name: work.model.params["layers"][name].shape[1:] for name in LINEARS}
+    with work.progress.stage("plan"):
+        costs = matrix_costs(
+            work.model.params,
+            cfg,
+            work.calibration[:_MEASURED_WINDOWS],
+            fisher,
+            work.key(1),
+            damping=config.damping,
+        )
+        by_matrix = {(layer, name): shapes[name] for layer in range(cfg.num_layers) for name in LINEARS}
+        specs = plan(
+            by_matrix,
+            config.bits,
+            n=config.group,
+            costs={(layer, name): float(costs[name][layer]) for layer, name in by_matrix},
+        )
+    scalar = _scalar_code(shapes, config.bits)
+    alike = [dict.fromkeys(LINEARS, scalar)] * cfg.num_layers
+    return {
+        "rtn": Scheme(alike, rotated=False, feedback=False),
+        "gptq": Scheme(alike, damping=config.damping),
+        "pvq": Scheme(
+            [{name: specs[layer, name] for name in LINEARS} for layer in range(cfg.num_layers)],
+            damping=config.damping,
+        ),
+    }
+
+
+def _scalar_code(shapes: dict[str, tuple[int, int]], bits: float) -> ScalarSpec:
+    """The clipped symmetric code whose real rate is the nearest that is not below `bits`."""
+    common = math.gcd(*(columns for _, columns in shapes.values()))
+    weights = sum(rows * columns for rows, columns in shapes.values())
+
+    def rate(spec: ScalarSpec) -> float:
+        return sum(rows * columns * spec.stored_bits(columns) for rows, columns in shapes.values()) / weights
+
+    groups = [group for group in range(16, 257) if common % group == 0]
+    codes = [ScalarSpec(width, group, "midrise", clip=True) for width in range(1, 9) for group in groups]
+    fitting = [code for code in codes if rate(code) >= bits - 1e-9]
+    if not fitting:
+        raise InputError(f"no scalar code of {bits} bits or more has groups that divide widths of {common}")
+    return min(fitting, key=rate)
+
+
+def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> list[QuantizedLayer]:
+    """All layers by one method; each is on disk before the next is begun."""
+    cfg = work.model.cfg
+    logged = {(row["method"], row["layer"]) for row in work.folder.metrics() if "layer" in row}
+    layers: list[QuantizedLayer] = []
+
+    def record(layer: QuantizedLayer) -> None:
+        layers.append(layer)
+        if (method, layer.index) not in logged:
+            decibels = {f"output_sqnr_{name}": value for name, value in layer.output_sqnr.items()}
+            decibels |= {f"weight_sqnr_{name}": value for name, value in layer.weight_sqnr.items()}
+            work.folder.log(method=method, layer=layer.index, **decibels)
+
+    for index in range(cfg.num_layers):
+        file = work.partial(method, f"layer-{index:03}.safetensors")
+        if not file.exists():
+            break
+        tensors, notes = read_tensors(file)
+        record(
+            QuantizedLayer(
+                index, {name: tensors[f"{name}.weight"] for name in LINEARS}, **json.loads(notes["sqnr"])
+            )
+        )
+    with work.progress.stage(f"quantize: {method}", cfg.num_layers, unit="layers") as stage:
+        stage.skip(len(layers))
+        remaining = quantize_layers(
+            work.model.params,
+            cfg,
+            scheme,
+            work.key(2),
+            tokens=work.calibration if scheme.feedback else None,
+            token_weights=None,
+            done=[layer.tensors for layer in layers],
+        )
+        for layer in remaining:
+            notes = json.dumps({"weight_sqnr": layer.weight_sqnr, "output_sqnr": layer.output_sqnr})
+            with atomic_file(work.partial(method, f"layer-{layer.index:03}.safetensors")) as temporary:
+                named = {f"{name}.weight": tensor for name, tensor in layer.tensors.items()}
+                write_tensors(temporary, named, notes={"sqnr": notes})
+            record(layer)
+            sqnr = layer.output_sqnr or layer.weight_sqnr
+            stage.advance(1, dB=sum(sqnr.values()) / len(sqnr))
+    return layers
+
+
+def _with_layers(params: dict[str, Any], layers: list[QuantizedLayer]) -> dict[str, Any]:
+    """The model with quantized matrices, and its embedding and head in eight bits."""
+    tops = {name: leaf for name, leaf in params.items() if name != "layers"}
+    tops |= {
+        name: quantize_scalar(params[name], spec=_EMBEDDING) for name in ("embed", "head") if name in params
+    }
+    return tops | {"layers": tuple(layer_of(params, layer.index) | layer.tensors for layer in layers)}
+
+
+def _reload_difference(directory: Path, params: dict[str, Any], cfg: ModelConfig, test: np.ndarray) -> float:
+    """Largest difference of logits between the saved folder and the model in memory, on the start of the test text."""
+    again = load(directory)
+    tokens = jnp.asarray(test[:1, :64])
+    one, other = (logits(p, cfg, forward(p, cfg, tokens).hidden) for p in (params, again.params))
+    return float(jnp.max(jnp.abs(one - other)))
+
+
+def _compare(work: _Work, dense: dict[str, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihoods and divergences [windows, models, tokens], the unquantized model first."""
+    file = work.partial("comparison.npz")
+    scored: list[tuple[np.ndarray, np.ndarray]] = []
+    if file.exists():
+        with np.load(file) as stored:
+            scored = list(zip(stored["nll"], stored["kl"], strict=True))
+    models = (work.model.params, *(dense[method] for method in METHODS))
+    with work.progress.stage("perplexity", work.test.size, unit="tokens") as stage:
+        stage.skip(len(scored) * work.test.shape[1])
+        for window in work.test[len(scored) :]:
+            result = compare(models, work.model.cfg, jnp.asarray(window[None]))
+            scored.append((-np.asarray(result.logprobs[:, 0]), np.asarray(result.kl[:, 0])))
+            nll = np.stack([one for one, _ in scored])
+            with atomic_file(file) as temporary, open(temporary, "wb") as opened:
+                np.savez(opened, nll=nll, kl=np.stack([one for _, one in scored]))
+            ppl = np.exp(nll.mean(axis=(0, 2), dtype=np.float64))
+            stage.advance(window.size, base=ppl[0], pvq=ppl[-1])
+    return np.stack([one for one, _ in scored]), np.stack([one for _, one in scored])
+
+
+def _summary(
+    work: _Work, layers: dict[str, list[QuantizedLayer]], directory: Path, nll: np.ndarray, kl: np.ndarray
+) -> dict[str, Any]:
+    config = work.config
+    mean_nll = nll.mean(axis=2, dtype=np.float64)
+    ppl = np.exp(mean_nll.mean(axis=0))
+    summary: dict[str, Any] = {
+        "model": config.model,
+        "bits_per_weight": bits_on_disk(directory),
+        "file_bytes": (directory / WEIGHTS).stat().st_size,
+        "test_tokens": int(nll[:, 0].size),
+        "ppl_base": float(ppl[0]),
+    }
+    for number, method in enumerate(METHODS, start=1):
+        tensors = [tensor for layer in layers[method] for tensor in layer.tensors.values()]
+        increase = mean_nll[:, number] - mean_nll[:, 0]
+        spread = float(increase.std(ddof=1) / math.sqrt(len(increase))) if len(increase) > 1 else math.nan
+        summary |= {
+            f"ppl_{method}": float(ppl[number]),
+            f"kl_{method}": float(kl[:, number].mean(dtype=np.float64)),
+            f"bits_{method}": 8 * sum(t.nbytes for t in tensors) / sum(math.prod(t.shape) for t in tensors),
+            f"nll_increase_{method}": float(increase.mean()),
+            f"nll_increase_standard_error_{method}": None if math.isnan(spread) else spread,
+        }
+    return summary
+
+
+def _figures(work: _Work, layers: dict[str, list[QuantizedLayer]], nll: np.ndarray) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mean_nll = nll.mean(axis=2, dtype=np.float64)
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for number, method in enumerate(METHODS, start=1):
+        axes.plot(mean_nll[:, number] - mean_nll[:, 0], marker="o", label=method)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="test window", ylabel="increase of the mean NLL (nats/token)", title=work.config.model)
+    axes.legend()
+    work.folder.save_figure("nll_increase", figure)
+    plt.close(figure)
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4))
+    for name in LINEARS:
+        tensors = [layer.tensors[name] for layer in layers["pvq"]]
+        axes[0].plot([8 * t.nbytes / math.prod(t.shape) for t in tensors], label=name)
+        axes[1].plot([layer.output_sqnr[name] for layer in layers["pvq"]], label=name)
+    axes[0].set(xlabel="layer", ylabel="real bits per weight", title="where PVQ spends its bits")
+    axes[1].set(
+        xlabel="layer", ylabel="output signal over noise (dB)", title="and how well each output is met"
+    )
+    axes[1].legend(ncol=2)
+    work.folder.save_figure("layers", figure)
+    plt.close(figure)
