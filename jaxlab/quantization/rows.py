@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float16, Float32, Int, Int8, Int32, UInt8, UInt32
 
+from jaxlab.kernels.block_feedback import block_descent, inverse_cholesky
 from jaxlab.kernels.block_feedback import block_feedback as feed_back
-from jaxlab.kernels.block_feedback import inverse_cholesky
 from jaxlab.kernels.pyramid_index import count, limbs, rank, rank_tables
 from jaxlab.kernels.pyramid_search import search
 from jaxlab.quantization.packing import join, pack
@@ -132,16 +132,37 @@ def quantize_with_feedback(
     *,
     n: int,
     candidates: int,
+    sweeps: int = 0,
 ) -> tuple[Int8[Array, "rows columns"], UInt8[Array, "rows groups"]]:
-    """Directions and gain codes, the error of each group passed on to the columns right of it."""
+    """Directions and gain codes, the error of each group passed on to the columns right of it.
+
+    Args:
+      w: weights, rotated.
+      inverse_factor: upper U with H^-1 = U^T U.
+      scale: of each row.
+      code: pulses and levels.
+      n: weights per group.
+      candidates: of the direction search.
+      sweeps: passes of coordinate descent over the groups after that.
+    """
 
     def quantize_block(target: Array, u: Array, i: Array) -> tuple[tuple[Array, Array], Array]:
         del u, i
         y, gains, quantized = quantize_groups(target, scale, code, candidates=candidates)
         return (y, gains), quantized
 
-    (y, gains), _ = feed_back(w, inverse_factor, quantize_block, block=n)
+    codes, quantized = feed_back(w, inverse_factor, quantize_block, block=n)
+    if sweeps:
+        v = _inverse(inverse_factor)
+        for _ in range(sweeps):
+            codes, quantized = block_descent(w, v @ v.T, codes, quantized, quantize_block, block=n)
+    y, gains = codes
     return y.transpose(1, 0, 2).reshape(w.shape), gains.T
+
+
+def _inverse(factor: Float[Array, "columns columns"]) -> Float[Array, "columns columns"]:
+    """V = U^-1, with H = V V^T."""
+    return jax.scipy.linalg.solve_triangular(factor, jnp.eye(factor.shape[0], dtype=factor.dtype))
 
 
 def refit_gains(
@@ -162,7 +183,7 @@ def refit_gains(
     columns = w.shape[1]
     groups = columns // n
     # H = V V^T with V = U^-1, so that a row's error is the squared length of (w - C g)^T V.
-    v = jax.scipy.linalg.solve_triangular(inverse_factor, jnp.eye(columns, dtype=w.dtype))
+    v = _inverse(inverse_factor)
     stripes = v.reshape(groups, n, columns)
 
     def one_row(row: tuple[Array, Array, Array]) -> Array:
