@@ -12,7 +12,9 @@ _EXPORTS = {
     "config": ("ModelConfig", "RopeScaling"),
     "transformer": ("forward", "logits", "embed", "block", "layer_geometry", "INPUT_SITES", "Forward"),
     "stacking": ("stack_layers", "unstack_layers"),
-    "linear": ("LINEARS", "dense", "linear", "register_linear"),
+    "linear": ("LINEARS", "dense", "register_linear"),  # the function `linear` would hide behind its module
+    "cache": ("Cache", "init_cache"),
+    "comparison": ("Comparison", "compare"),
     "logprobs": ("token_kl", "token_logprobs"),
     "generation": ("Generation", "generate"),
     "capture": ("second_moments",),

@@ -14,6 +14,7 @@ from jaxlab.errors import InputError
 from jaxlab.models.assembly import assemble_params
 from jaxlab.models.config import ModelConfig, RopeScaling
 from jaxlab.models.gguf import GGUFFile
+from jaxlab.models.tokenizers import adds_bos
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 
@@ -105,7 +106,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         bos_id=token("bos"),
         eos_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
         pad_id=token("padding"),
-        add_bos=metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.model") == "llama"),
+        add_bos=adds_bos(metadata),
     )
     if architecture != "gemma3":
         return common

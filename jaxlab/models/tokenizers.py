@@ -58,6 +58,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], *, source: str) -> "PreTrai
     for key in ("model", "tokens", "token_type"):
         if f"tokenizer.ggml.{key}" not in metadata:
             raise InputError(f"{source}: tokenizer.ggml.{key} is missing: the file holds no tokenizer")
+    import_transformers()
     model = metadata["tokenizer.ggml.model"]
     if model == "gpt2":
         tokenizer = _byte_level_bpe(metadata, source)
@@ -108,6 +109,13 @@ def tokenizer_from_directory(directory: Path, *, vocab_size: int) -> "PreTrained
             " the tokenizer belongs to another model"
         )
     return tokenizer
+
+
+def adds_bos(metadata: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer puts the beginning-of-sequence token in front of every text."""
+    implied = metadata.get("tokenizer.ggml.model") == "llama"
+    has_bos = "tokenizer.ggml.bos_token_id" in metadata
+    return has_bos and bool(metadata.get("tokenizer.ggml.add_bos_token", implied))
 
 
 def import_transformers() -> Any:
@@ -233,7 +241,7 @@ def _wrap(tokenizer: "tokenizers.Tokenizer", metadata: Mapping[str, Any]) -> "Pr
         index = metadata.get(f"tokenizer.ggml.{long}_token_id")
         if index is not None:
             special[f"{short}_token"] = tokens[index]
-    if metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama"):
+    if adds_bos(metadata):
         bos = special["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"],

@@ -1,6 +1,7 @@
 """Tokenizers from GGUF metadata: known token ids, round trips, equality with independent definitions."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from jaxlab.data import CORPORA, text
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, ResourceError
 from jaxlab.models.gguf import read_gguf
 from jaxlab.models.packages import weight_file
 from jaxlab.models.tokenizers import recover_merges, tokenizer_from_directory, tokenizer_from_gguf
@@ -210,6 +211,12 @@ def test_unusable_metadata_is_named(metadata, change, message):
     changed = {key: value for key, value in {**metadata, **change}.items() if value is not None}
     with pytest.raises(InputError, match=f"some.gguf: .*{message}"):
         tokenizer_from_gguf(changed, source="some.gguf")
+
+
+def test_missing_transformers_is_said(metadata, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ResourceError, match=r"pip install 'jaxlab\[models\]'"):
+        tokenizer_from_gguf(metadata, source="smollm2")
 
 
 def test_saved_tokenizer_loads_the_same_here_and_in_transformers(smol, tmp_path):
