@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MAX_PULSES = 127  # y is int8
 MAX_CANDIDATES = 16
@@ -29,7 +30,9 @@ _Rows = list[jax.Array]
 """One array [groups] for each of the n weights of a group."""
 
 
-def search(x: jax.Array, *, k: int, candidates: int = 8, implementation: str | None = None) -> jax.Array:
+def search(
+    x: jax.Array, *, k: int | jax.Array, candidates: int = 8, implementation: str | None = None
+) -> jax.Array:
     """Codeword of (nearly) the smallest angle to each group.
 
     Against the exact search it loses less than 0.001 dB of distortion on Gaussian groups at 8 candidates and about
@@ -38,7 +41,7 @@ def search(x: jax.Array, *, k: int, candidates: int = 8, implementation: str | N
 
     Args:
       x: floating point [..., n], n >= 1; any scale.
-      k: pulses, 1 to 127.
+      k: pulses, 1 to 127; may be a traced integer (then its range is not checked), so that one program serves all.
       candidates: scales tried, 1 to 16.
       implementation: "xla", "pallas", or None for the best one on the platform.
 
@@ -60,14 +63,14 @@ def search(x: jax.Array, *, k: int, candidates: int = 8, implementation: str | N
     return jnp.where(x < 0, -y, y)
 
 
-def _check(x: jax.Array, k: int) -> int:
+def _check(x: jax.Array, k: int | jax.Array) -> int:
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(
             f"x has shape {x.shape}; groups of at least 1 weight are expected along the last axis"
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x has dtype {x.dtype}; it must be floating point")
-    if not 1 <= k <= MAX_PULSES:
+    if not isinstance(k, jax.core.Tracer) and not 1 <= k <= MAX_PULSES:
         raise ValueError(f"k = {k}: pulses must lie between 1 and {MAX_PULSES}, since y is int8")
     return x.shape[-1]
 
@@ -87,7 +90,7 @@ def _normalise(magnitude: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def mend(magnitude: jax.Array, peak: jax.Array) -> tuple[jax.Array, jax.Array]:
         first = jnp.arange(n)[:, None] == 0
-        shrink = jnp.where(peak > 1, 2.0**-64, 1)  # 1 / peak would be subnormal, hence 0, above 2^126
+        shrink = jnp.where(peak < 2.0**64, 1, 2.0**-64)  # 1 / peak would be subnormal, hence 0, above 2^126
         magnitude = jnp.where(usable, magnitude * shrink, jnp.where(first, 1, 0))
         return scale(magnitude, jnp.where(usable, peak * shrink, 1))
 
@@ -95,14 +98,15 @@ def _normalise(magnitude: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.cond(jnp.all(usable & (peak < 2.0**64)), scale, mend, magnitude, peak)
 
 
-def _best_scale(a: jax.Array, distinct: jax.Array, k: int, candidates: int) -> tuple[jax.Array, jax.Array]:
+def _best_scale(
+    a: jax.Array, distinct: jax.Array, k: int | jax.Array, candidates: int
+) -> tuple[jax.Array, jax.Array]:
     """The scale alpha and the level mu of the best of the candidates, both [groups].
 
     The search runs on `distinct`, where a level with the right sum exists; the level that is returned is for `a`.
     """
     n = len(distinct)
-    level = max(0.5 - 0.1 * n / k, 0.33)
-    ratio, density = _gaussian_start(n, k, level)
+    level, ratio, density = _start(n, k)
     rows = list(distinct)
     alpha = k * ratio / _total(rows)
     for _ in range(2):
@@ -112,7 +116,7 @@ def _best_scale(a: jax.Array, distinct: jax.Array, k: int, candidates: int) -> t
     centre = jnp.where(pulses > 0, energy / along * (k / pulses), alpha)
     start = mu + ((k - pulses) + k - 1.5) / density
     slope = centre / alpha * (k / density)
-    reach = min(0.28 * math.sqrt((candidates - 1) * n) / k, 0.6)
+    reach = jnp.minimum(0.28 * math.sqrt((candidates - 1) * n) / k, 0.6)
     step = 2 * reach / max(candidates - 1, 1)
 
     def guess(j: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -149,6 +153,20 @@ def _rows_within_loop(a: jax.Array, counter: jax.Array) -> _Rows:
     return [jax.lax.dynamic_index_in_dim(a, (counter >> 4) + i, keepdims=False) for i in range(a.shape[0])]
 
 
+def _start(n: int, k: int | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Level, ratio and density of `_gaussian_start` for these pulses."""
+    level, ratio, density = jnp.asarray(_start_table(n))[k]
+    return level, ratio, density
+
+
+@functools.lru_cache(maxsize=64)
+def _start_table(n: int) -> np.ndarray:
+    """Float32 [128, 3]: level, ratio and density for every number of pulses (row 0 is not used)."""
+    levels = [max(0.5 - 0.1 * n / k, 0.33) for k in range(1, MAX_PULSES + 1)]
+    rows = [(level, *_gaussian_start(n, k, level)) for k, level in enumerate(levels, start=1)]
+    return np.asarray([rows[0], *rows], np.float32)
+
+
 @functools.lru_cache(maxsize=256)
 def _gaussian_start(n: int, k: int, level: float) -> tuple[float, float]:
     """For |a| half-normal: alpha sum(a) / k at which `level` gives k pulses, and pulses gained per unit of level."""
@@ -163,7 +181,7 @@ def _gaussian_start(n: int, k: int, level: float) -> tuple[float, float]:
 
 
 def _solve_level(
-    a: _Rows, alpha: jax.Array, mu: jax.Array, k: int, density: float, trials: int = 2
+    a: _Rows, alpha: jax.Array, mu: jax.Array, k: int | jax.Array, density: jax.Array, trials: int = 2
 ) -> jax.Array:
     """The level at which `alpha` gives k pulses, from a guess; a few in a hundred groups end one pulse off."""
     low, high = jnp.full_like(mu, -jnp.inf), jnp.full_like(mu, jnp.inf)
@@ -202,7 +220,7 @@ def _total(rows: Sequence[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, rows)
 
 
-def _repair(a: jax.Array, alpha: jax.Array, mu: jax.Array, k: int) -> jax.Array:
+def _repair(a: jax.Array, alpha: jax.Array, mu: jax.Array, k: int | jax.Array) -> jax.Array:
     """The codeword [n, groups] at (alpha, mu), with pulses added or taken one by one until the sum is k."""
     n = a.shape[0]
     sound = jnp.isfinite(alpha) & jnp.isfinite(mu)
