@@ -57,6 +57,14 @@ def test_wheel_names_command_licence_and_python_range(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
+def test_example_of_the_readme_runs(capsys):
+    text = (ROOT / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "README.md", "exec"), {})
+    answer, error = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert answer.strip() == "Paris" and 0.0 < float(error) < 0.2
+
+
 def test_version_is_one_number(project):
     import jaxlab
 
