@@ -43,6 +43,8 @@ class Scheme:
     """Share of the earlier layers' error that a matrix is asked to undo, 0 to 1 (with feedback)."""
     damping: float = 0.01
     """Share of the Hessian's mean diagonal that is added to it, > 0."""
+    sweeps: int = 0
+    """Passes of coordinate descent over the groups after the feedback (PVQ)."""
     refit: bool = False
     """Fit the gains again once the directions are known (PVQ with feedback)."""
 
@@ -214,7 +216,9 @@ def _quantize_matrix(
 ) -> QuantizedTensor:
     if isinstance(spec, ScalarSpec):
         return quantize_scalar(w, signs, factor, spec=spec, row_map=row_map)
-    return quantize_prepared(w, signs, factor, spec=spec, refit=scheme.refit, row_map=row_map)
+    return quantize_prepared(
+        w, signs, factor, spec=spec, sweeps=scheme.sweeps, refit=scheme.refit, row_map=row_map
+    )
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

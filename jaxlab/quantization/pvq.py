@@ -78,6 +78,7 @@ def quantize(
     hessian: Float[Array, "columns columns"] | None = None,
     damping: float = 0.01,
     rotated: bool = True,
+    sweeps: int = 0,
     refit: bool = False,
     pad: bool = False,
 ) -> PVQTensor:
@@ -90,6 +91,7 @@ def quantize(
       hessian: E[x x^T] (or the sum) of the inputs x, unrotated; symmetric positive semi-definite.
       damping: share of the mean diagonal of the Hessian that is added to it, > 0.
       rotated: rotate the input dimension by signs and a Hadamard transform first.
+      sweeps: with a Hessian, passes of coordinate descent over the groups after the feedback.
       refit: with a Hessian, solve for the best gains once the directions are known, and round those with
         feedback.
       pad: fill the last group of a row with zeros where `columns` is not a multiple of `spec.n`.
@@ -116,7 +118,9 @@ def quantize(
                 f"hessian has shape {hessian.shape}, expected {(columns, columns)} for w {w.shape}"
             )
         inverse_factor = feedback_factor(hessian, signs, damping=damping)
-    return quantize_prepared(w, signs, inverse_factor, spec=spec, refit=refit, padding=padding)
+    return quantize_prepared(
+        w, signs, inverse_factor, spec=spec, sweeps=sweeps, refit=refit, padding=padding
+    )
 
 
 def quantize_prepared(
@@ -125,6 +129,7 @@ def quantize_prepared(
     inverse_factor: Float[Array, "columns columns"] | None,
     *,
     spec: PVQSpec,
+    sweeps: int = 0,
     refit: bool = False,
     padding: int = 0,
     row_map: RowMap = lambda function: function,
@@ -137,6 +142,7 @@ def quantize_prepared(
       signs: of the rotation; None leaves the weights as they are.
       inverse_factor: upper U of the rotated, damped Hessian's inverse; None is no feedback.
       spec: the code.
+      sweeps: as in `quantize`.
       refit: as in `quantize`.
       padding: zeros to add to a row.
       row_map: turns `f(rows, *replicated) -> rows` into a function of the same arguments, e.g. one that
@@ -153,6 +159,7 @@ def quantize_prepared(
         n=spec.n,
         candidates=spec.candidates,
         words=spec.row_words(columns),
+        sweeps=sweeps,
         refit=refit and inverse_factor is not None,
         padding=padding,
     )

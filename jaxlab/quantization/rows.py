@@ -57,7 +57,7 @@ def shared_tables(n: int, k: int) -> np.ndarray:
     return rank_tables(n, most)
 
 
-@functools.partial(jax.jit, static_argnames=("n", "candidates", "words", "refit", "padding"))
+@functools.partial(jax.jit, static_argnames=("n", "candidates", "words", "sweeps", "refit", "padding"))
 def quantize_rows(
     w: Float[Array, "rows columns"],
     unit: Float32[Array, ""],
@@ -69,7 +69,8 @@ def quantize_rows(
     n: int,
     candidates: int,
     words: int,
-    refit: bool,
+    sweeps: int = 0,
+    refit: bool = False,
     padding: int = 0,
 ) -> tuple[UInt32[Array, "rows words"], Float16[Array, " rows"]]:
     """Words and scales of the rows of a `PVQTensor`, each row by itself.
@@ -84,6 +85,7 @@ def quantize_rows(
       n: weights per group.
       candidates: of the direction search.
       words: length of a row of words, at least what the code needs.
+      sweeps: passes of coordinate descent over the groups after the feedback.
       refit: fit the gains again once the directions are known.
       padding: zeros added to a row.
     """
@@ -99,7 +101,9 @@ def quantize_rows(
     else:
         if padding:
             inverse_factor = jax.scipy.linalg.block_diag(inverse_factor, jnp.eye(padding, dtype=w.dtype))
-        y, gains = quantize_with_feedback(w, inverse_factor, scale, code, n=n, candidates=candidates)
+        y, gains = quantize_with_feedback(
+            w, inverse_factor, scale, code, n=n, candidates=candidates, sweeps=sweeps
+        )
         if refit:
             gains = refit_gains(w, y, inverse_factor, scale, code, n=n)
     return encode(y, gains, code, tables, words=words), scale

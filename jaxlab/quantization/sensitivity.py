@@ -96,6 +96,23 @@ def sensitivity(
     )
 
 
+def token_weights(fisher: Sensitivity, *, power: float = 0.5) -> dict[str, Float[Array, "layers windows context"]]:
+    """Weights of the calibration tokens for the second moments, with mean 1 before `power` is taken.
+
+    The squared gradients are heavy-tailed: the first token of a window, which all others attend to, may count a
+    thousand times an average one. Their square root (power 1/2) keeps enough tokens in play for the moments to be
+    well estimated from few windows; on SmolLM2 it gave a lower divergence than 0 and 1.
+
+    Args:
+      fisher: see `sensitivity`.
+      power: 0 (all tokens alike) to 1 (the Fisher information itself).
+    """
+    return {
+        name: (tokens / jnp.mean(tokens, axis=(1, 2), keepdims=True)) ** power
+        for name, tokens in fisher.tokens.items()
+    }
+
+
 @functools.partial(jax.jit, static_argnames="cfg")
 def _one_window(
     params: dict[str, Any], cfg: ModelConfig, window: Int[Array, " context"], key: jax.Array

@@ -29,7 +29,7 @@ from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantize
 from jaxlab.quantization.model import QuantizedLayer, Scheme, layer_of, quantize_layers
 from jaxlab.quantization.planner import plan
 from jaxlab.quantization.scalar import ScalarSpec, quantize_scalar
-from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity
+from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
 from jaxlab.runs import RunFolder
 
 METHODS = ("rtn", "gptq", "pvq")
@@ -53,6 +53,10 @@ class Config:
     """Tokens per calibration window."""
     damping: float = 0.01
     """Share of the Hessian's mean diagonal added to it before it is inverted."""
+    correction: float = 0.5
+    """Share of the error of earlier layers that each PVQ matrix is asked to undo, 0 to 1."""
+    sweeps: int = 2
+    """Passes of coordinate descent over the PVQ groups after the error feedback."""
     text: str = "sotu:test"
     """Text on which perplexity is measured: a corpus name or a path."""
     windows: int = 16
@@ -69,12 +73,14 @@ class Config:
             ("calib_windows", 1),
             ("calib_context", 2),
             ("context", 2),
-            ("windows", 0),
+            ("windows", 0), ("sweeps", 0),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not 1 <= self.bits <= 8:
             raise InputError(f"bits is {self.bits}; it must lie between 1 and 8")
+        if not 0 <= self.correction <= 1:
+            raise InputError(f"correction is {self.correction}; it must lie between 0 and 1")
         if not self.damping > 0:
             raise InputError(f"damping is {self.damping}; it must be > 0")
 
@@ -240,7 +246,9 @@ def _schemes(work: _Work, fisher: Sensitivity) -> dict[str, Scheme]:
         "gptq": Scheme(alike, damping=config.damping),
         "pvq": Scheme(
             [{name: specs[layer, name] for name in LINEARS} for layer in range(cfg.num_layers)],
+            correction=config.correction,
             damping=config.damping,
+            sweeps=config.sweeps,
         ),
     }
 
@@ -292,7 +300,7 @@ def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> 
             scheme,
             work.key(2),
             tokens=work.calibration if scheme.feedback else None,
-            token_weights=None,
+            token_weights=token_weights(fisher) if method == "pvq" else None,
             done=[layer.tensors for layer in layers],
         )
         for layer in remaining:
