@@ -56,10 +56,13 @@ def search(
         raise ValueError(f"candidates = {candidates}; it must lie between 1 and {MAX_CANDIDATES}")
     if implementation not in (None, "xla"):
         raise ValueError(f"implementation = {implementation!r}; it must be None or 'xla'")
-    magnitude = jnp.abs(x.reshape(-1, n).astype(jnp.float32)).T
-    a, distinct = _normalise(magnitude)
-    y = _repair(a, *_best_scale(a, distinct, k, candidates), k)
-    y = y.astype(jnp.int8).T.reshape(x.shape)
+    return _sweep(x.reshape(-1, n), k, candidates).reshape(x.shape)
+
+
+@functools.partial(jax.jit, static_argnames="candidates")
+def _sweep(x: jax.Array, k: int | jax.Array, candidates: int) -> jax.Array:
+    a, distinct = _normalise(jnp.abs(x.astype(jnp.float32)).T)
+    y = _repair(a, *_best_scale(a, distinct, k, candidates), k).astype(jnp.int8).T
     return jnp.where(x < 0, -y, y)
 
 
