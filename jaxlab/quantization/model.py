@@ -1,9 +1,9 @@
 """Quantization of a whole language model, block by block, on the activations of the part already quantized.
 
-For each of the four inputs of a block (`INPUT_SITES`) the second moment H of the inputs is taken on the
-calibration windows as the quantized model sees them, in the order in which the block uses them, so that every
-matrix can make up for the errors before it. Reference: GPTQ (arXiv:2210.17323) for the order; the target that
-corrects earlier errors is that of GPTAQ (arXiv:2504.02692) and QEP (arXiv:2504.09629).
+For every matrix of a block the second moment H of its inputs is taken on the calibration windows as the quantized
+model of the blocks before presents them, so that a block can make up for the errors before it. Reference: GPTQ
+(arXiv:2210.17323) for the order; the target that corrects earlier errors is that of GPTAQ (arXiv:2504.02692) and
+QEP (arXiv:2504.09629).
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor, dequantize_scal
 from jaxlab.quantization.spec import PVQSpec, RowMap
 
 Spec = PVQSpec | ScalarSpec
+_SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 QuantizedTensor = PVQTensor | ScalarTensor
 
 
@@ -172,34 +173,34 @@ def _quantize_layer(
     row_map: RowMap,
 ) -> QuantizedLayer:
     specs = scheme.specs[index]
-    current = dict(layer)
     tensors: dict[str, QuantizedTensor] = {}
     weight_sqnr: dict[str, float] = {}
     output_sqnr: dict[str, float] = {}
+    moments = None
+    if state is not None:
+        moments = _moments(layer, cfg, state, *geometry, token_weights)
+    factors: dict[str, Array] = {}
     for number, (site, names) in enumerate(INPUT_SITES.items()):
-        weights = {name: dense(layer[name]).astype(jnp.float32) for name in names}
-        for name, w in weights.items():
+        size = dense(layer[names[0]]).shape[1]
+        signs = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
+        for name in names:
+            w = dense(layer[name]).astype(jnp.float32)
             if not bool(jnp.isfinite(w).all()):
                 raise InputError(f"non-finite weight in layer {index}, matrix {name}")
-        size = weights[names[0]].shape[1]
-        signs = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
-        moments = None
-        if state is not None:
-            site_weights = None if token_weights is None else {name: token_weights[name] for name in names}
-            moments = _moments(layer, current, cfg, state, *geometry, site_weights, site=site)
-        for name, w in weights.items():
             target, factor, hessian = w, None, None
             if moments is not None:
-                hessian = moments[name].hessian
-                try:
-                    factor = feedback_factor(hessian, signs, damping=scheme.damping)
-                except InputError as error:
-                    raise InputError(f"layer {index}, matrix {name}: {error}") from error
+                source = site if token_weights is None else name
+                hessian = moments[source].hessian
+                if source not in factors:
+                    try:
+                        factors[source] = feedback_factor(hessian, signs, damping=scheme.damping)
+                    except InputError as error:
+                        raise InputError(f"layer {index}, {source}: {error}") from error
+                factor = factors[source]
                 if scheme.correction > 0:
-                    target = _corrected(w, moments[name], scheme.damping, scheme.correction)
+                    target = _corrected(w, moments[source], scheme.damping, scheme.correction)
             tensors[name] = _quantize_matrix(target, signs, factor, specs[name], scheme, row_map)
             approximate = dequantize_any(tensors[name])
-            current[name] = approximate
             weight_sqnr[name] = float(_sqnr(w, approximate, None))
             if hessian is not None:
                 output_sqnr[name] = float(_sqnr(w, approximate, hessian))
@@ -233,52 +234,46 @@ def _advance(
     return jax.lax.map(one, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "site"))
+@functools.partial(jax.jit, static_argnames="cfg")
 def _moments(
     layer: dict[str, Any],
-    current: dict[str, Any],
     cfg: ModelConfig,
     state: _Activations,
     frequencies: Array,
     window: Array,
     weights: dict[str, Float[Array, "windows context"]] | None,
-    *,
-    site: str,
 ) -> dict[str, _Moments]:
-    """Second moment of the quantized model's inputs at a site, and of the exact model's with the quantized
-    one's.
+    """Moments of the inputs of each matrix, each token with its weight; without weights, of each site."""
 
-    One for each matrix that reads the site, each token with its weight; the same for all without weights.
-    """
-
-    def tap(layer: dict[str, Any], hidden: Array) -> Array:
-        return block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[2][site][0]
+    def taps(hidden: Array) -> dict[str, Array]:
+        inputs = block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[2]
+        by_site = {site: x[0] for site, x in inputs.items()}
+        return by_site if weights is None else {name: by_site[_SITE_OF[name]] for name in weights}
 
     def add(
-        total: dict[str, _Moments], one_window: tuple[_Activations, dict[str, Array]]
+        total: dict[str, _Moments], one_window: tuple[_Activations, dict[str, Array] | None]
     ) -> tuple[dict[str, _Moments], None]:
         hidden, weights = one_window
-        x = tap(current, hidden.quantized)
-        exact = None if hidden.exact is None else tap(layer, hidden.exact)
+        quantized = taps(hidden.quantized)
+        exact = None if hidden.exact is None else taps(hidden.exact)
 
-        def plus(total: _Moments, weight: Array) -> _Moments:
-            weighted = x * weight[:, None]
-            cross = None if exact is None else total.cross + exact.T @ weighted
-            return _Moments(total.hessian + x.T @ weighted, cross)
+        def plus(name: str) -> _Moments:
+            x = quantized[name]
+            weighted = x if weights is None else x * weights[name][:, None]
+            cross = None if exact is None else total[name].cross + exact[name].T @ weighted
+            return _Moments(total[name].hessian + x.T @ weighted, cross)
 
-        return {name: plus(total[name], weights[name]) for name in total}, None
+        return {name: plus(name) for name in total}, None
 
-    names = INPUT_SITES[site]
-    if weights is None:
-        names = names[:1]
-        weights = {names[0]: jnp.ones(state.quantized.shape[:2])}
-    size = jax.eval_shape(tap, layer, state.quantized[0]).shape[-1]
-    zero = _Moments(jnp.zeros((size, size)), None if state.exact is None else jnp.zeros((size, size)))
-    total, _ = jax.lax.scan(add, dict.fromkeys(names, zero), (state, weights))
-    mean = {
-        name: jax.tree.map(lambda x, name=name: x / jnp.sum(weights[name]), total[name]) for name in names
-    }
-    return {name: mean.get(name, mean[names[0]]) for name in INPUT_SITES[site]}
+    def zero(x: jax.ShapeDtypeStruct) -> _Moments:
+        square = jnp.zeros((x.shape[-1], x.shape[-1]))
+        return _Moments(square, None if state.exact is None else square)
+
+    shapes = jax.eval_shape(taps, state.quantized[0])
+    total, _ = jax.lax.scan(add, {name: zero(x) for name, x in shapes.items()}, (state, weights))
+    count = state.quantized.shape[0] * state.quantized.shape[1]
+    weight = {name: count if weights is None else jnp.sum(weights[name]) for name in total}
+    return {name: jax.tree.map(lambda x, name=name: x / weight[name], total[name]) for name in total}
 
 
 @jax.jit

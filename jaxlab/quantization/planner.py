@@ -92,10 +92,12 @@ def plan(
         weight and relative to the weights' variance. None weighs every weight the same.
 
     Raises:
-      InputError: there is no matrix, or the budget is too small.
+      InputError: there is no matrix, `n` does not divide a width, or the budget is too small.
     """
     if not shapes:
         raise InputError("shapes is empty: there is nothing to plan")
+    for _, columns in shapes.values():
+        PVQSpec(n, 1, 0).groups(columns)  # refuses widths that the groups do not divide
     weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
     costs = weights if costs is None else costs
     ladders = {name: _ladder(n, columns) for name, (_, columns) in shapes.items()}

@@ -35,6 +35,8 @@ from jaxlab.quantization.rows import (
 )
 from jaxlab.quantization.spec import PVQSpec, RowMap
 
+_LEAST_EXPONENT = -120  # of the scales' unit, so that it and the levels stay normal float32 numbers
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -100,6 +102,7 @@ def quantize(
       InputError: w is not a finite matrix, does not fit the groups, or the Hessian is unusable.
     """
     w = jnp.asarray(w)
+    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
     if w.ndim != 2 or 0 in w.shape:
         raise InputError(
             f"w has shape {w.shape}; a matrix [rows, columns] with at least one weight is needed"
@@ -149,10 +152,11 @@ def quantize_prepared(
         shards rows.
     """
     columns = w.shape[1] + padding
-    # A power of two carried by the levels keeps the fp16 row scales near 1 whatever the size of the weights.
-    size = jnp.sqrt(jnp.mean(jnp.square(w)))
-    unit = jnp.exp2(jnp.round(jnp.log2(jnp.where(size > 0, size, 1)))).astype(jnp.float32)
-    levels = unit * levels_for(spec, columns)
+    # A power of two that the levels carry: whatever the weights' size, the fp16 scales stay below 2^15, and those
+    # of rows down to 2^-29 of the largest weight keep their full precision.
+    exponent = jnp.frexp(jnp.max(jnp.abs(w)))[1]
+    unit = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent - 15, _LEAST_EXPONENT))
+    levels = jnp.asarray(levels_for(spec, columns))
     tables = shared_tables(spec.n, spec.k)
     rows = functools.partial(
         quantize_rows,
@@ -164,7 +168,7 @@ def quantize_prepared(
         padding=padding,
     )
     words, scale = row_map(rows)(w, unit, code_of(spec, levels), jnp.asarray(tables), signs, inverse_factor)
-    return PVQTensor(words, scale, levels, signs, spec, w.shape[1])
+    return PVQTensor(words, scale, unit * levels, signs, spec, w.shape[1])
 
 
 def feedback_factor(

@@ -77,8 +77,8 @@ def quantize_rows(
 
     Args:
       w: weights in the original basis.
-      unit: what the scales are counted in.
-      code: pulses, widths, and gain levels in units of the scales times `unit`.
+      unit: what the scales are counted in, a power of two.
+      code: pulses, widths, and gain levels in units of the scales.
       tables: `shared_tables`.
       signs: of the rotation, or None.
       inverse_factor: upper U with H^-1 = U^T U in the rotated basis, or None for no feedback.
@@ -89,10 +89,11 @@ def quantize_rows(
       refit: fit the gains again once the directions are known.
       padding: zeros added to a row.
     """
+    w = w / unit
     if signs is not None:
         w = rotate(w, signs)
     w = jnp.pad(w, ((0, 0), (0, padding)))
-    scale = row_scale(w / unit)
+    scale = row_scale(w)
     if inverse_factor is None:
         y, gains, _ = quantize_groups(
             w.reshape(w.shape[0], -1, n), scale[:, None], code, candidates=candidates
@@ -158,8 +159,12 @@ def quantize_with_feedback(
     codes, quantized = feed_back(w, inverse_factor, quantize_block, block=n)
     if sweeps:
         v = _inverse(inverse_factor)
-        for _ in range(sweeps):
-            codes, quantized = block_descent(w, v @ v.T, codes, quantized, quantize_block, block=n)
+        hessian = v @ v.T
+
+        def sweep(_: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
+            return block_descent(w, hessian, *state, quantize_block, block=n)
+
+        codes, quantized = jax.lax.fori_loop(0, sweeps, sweep, (codes, quantized))
     y, gains = codes
     return y.transpose(1, 0, 2).reshape(w.shape), gains.T
 

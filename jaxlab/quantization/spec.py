@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxlab.errors import InputError
-from jaxlab.kernels.pyramid_index import count
+from jaxlab.kernels.pyramid_index import MAX_PULSES, count
+from jaxlab.kernels.pyramid_search import MAX_CANDIDATES
 
 RowMap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Wraps a function `f(rows, *replicated) -> rows`, for instance to shard the rows over devices."""
@@ -34,14 +35,14 @@ class PVQSpec:
     grid: Grid = "lloyd"
     """Placement of the 2**gain_bits gain levels on the Beta law of a group's norm."""
     candidates: int = 8
-    """Scalings that the direction search tries (8 is within 0.005 dB of the exact search)."""
+    """Scalings that the direction search tries, 1 to 16 (8 is within 0.005 dB of the exact search)."""
 
     def __post_init__(self) -> None:
         """Raises InputError where a field is out of range or the index is too long."""
         _between("n", self.n, 1, 64)
-        _between("k", self.k, 1, 127)
+        _between("k", self.k, 1, MAX_PULSES)
         _between("gain_bits", self.gain_bits, 0, MAX_GAIN_BITS)
-        _between("candidates", self.candidates, 1, 256)
+        _between("candidates", self.candidates, 1, MAX_CANDIDATES)
         if self.grid not in GRIDS:
             raise InputError(f"grid is {self.grid!r}; it must be one of {', '.join(GRIDS)}")
         if self.index_bits > MAX_INDEX_BITS:

@@ -367,16 +367,25 @@ def _summary(
     }
     for number, method in enumerate(METHODS, start=1):
         tensors = [tensor for layer in layers[method] for tensor in layer.tensors.values()]
-        increase = mean_nll[:, number] - mean_nll[:, 0]
-        spread = float(increase.std(ddof=1) / math.sqrt(len(increase))) if len(increase) > 1 else math.nan
+        increase, increase_error = _paired(mean_nll[:, number] - mean_nll[:, 0])
+        over_pvq, over_pvq_error = _paired(mean_nll[:, number] - mean_nll[:, len(METHODS)])
         summary |= {
             f"ppl_{method}": float(ppl[number]),
             f"kl_{method}": float(kl[:, number].mean(dtype=np.float64)),
             f"bits_{method}": 8 * sum(t.nbytes for t in tensors) / sum(math.prod(t.shape) for t in tensors),
-            f"nll_increase_{method}": float(increase.mean()),
-            f"nll_increase_standard_error_{method}": None if math.isnan(spread) else spread,
+            f"nll_increase_{method}": increase,
+            f"nll_increase_standard_error_{method}": increase_error,
+            f"nll_over_pvq_{method}": over_pvq,
+            f"nll_over_pvq_standard_error_{method}": over_pvq_error,
         }
     return summary
+
+
+def _paired(differences: np.ndarray) -> tuple[float, float | None]:
+    """Mean of paired differences over test windows, and its standard error (None for one window)."""
+    if len(differences) < 2:
+        return float(differences.mean()), None
+    return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
 def _figures(work: _Work, layers: dict[str, list[QuantizedLayer]], nll: np.ndarray) -> None:
