@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int32, UInt32
+from jaxtyping import Array, Float32, UInt32
 
 from jaxlab.kernels.pyramid_index import unrank
 from jaxlab.quantization.packing import unpack
@@ -27,15 +27,15 @@ _PIECE = 1024
 
 
 class _Rows(NamedTuple):
-    """Rows of quantized matrices with what is needed to expand each by itself."""
+    """Rows of quantized matrices with what is needed to expand each by itself; NumPy on the host, JAX inside jit."""
 
-    words: UInt32[Array, "rows words"]
-    scale: Float32[Array, " rows"]
-    levels: Float32[Array, "rows levels"]
-    signs: Bool[Array, "rows columns"]
-    pulses: Int32[Array, " rows"]
-    index_bits: Int32[Array, " rows"]
-    gain_bits: Int32[Array, " rows"]
+    words: Any  # uint32 [rows, words]
+    scale: Any  # float32 [rows]
+    levels: Any  # float32 [rows, levels]
+    signs: Any  # bool [rows, columns]
+    pulses: Any  # int32 [rows]
+    index_bits: Any  # int32 [rows]
+    gain_bits: Any  # int32 [rows]
 
 
 def expand(tensors: Mapping[str, Any], *, dtype: Any = jnp.float32) -> dict[str, Any]:

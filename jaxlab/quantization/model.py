@@ -6,8 +6,10 @@ model of the blocks before presents them, so that a block can make up for the er
 QEP (arXiv:2504.09629).
 """
 
+import concurrent.futures
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor, dequantize_scal
 from jaxlab.quantization.spec import PVQSpec, RowMap
 
 Spec = PVQSpec | ScalarSpec
+_COSTLY_FIRST = ("down", "gate", "up", "q", "o", "k", "v")
 _SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 QuantizedTensor = PVQTensor | ScalarTensor
 
@@ -65,7 +68,7 @@ class Scheme:
 class QuantizedLayer(NamedTuple):
     """One block's quantized matrices, and how well each is met."""
 
-    index: int
+    layer: int
     tensors: dict[str, QuantizedTensor]
     weight_sqnr: dict[str, float]
     """Signal over noise of the weights, dB."""
@@ -173,38 +176,44 @@ def _quantize_layer(
     row_map: RowMap,
 ) -> QuantizedLayer:
     specs = scheme.specs[index]
-    tensors: dict[str, QuantizedTensor] = {}
     weight_sqnr: dict[str, float] = {}
     output_sqnr: dict[str, float] = {}
     moments = None
     if state is not None:
         moments = _moments(layer, cfg, state, *geometry, token_weights)
-    factors: dict[str, Array] = {}
+    signs_of: dict[str, Array | None] = {}
     for number, (site, names) in enumerate(INPUT_SITES.items()):
         size = dense(layer[names[0]]).shape[1]
-        signs = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
-        for name in names:
-            w = dense(layer[name]).astype(jnp.float32)
-            if not bool(jnp.isfinite(w).all()):
-                raise InputError(f"non-finite weight in layer {index}, matrix {name}")
-            target, factor, hessian = w, None, None
-            if moments is not None:
-                source = site if token_weights is None else name
-                hessian = moments[source].hessian
-                if source not in factors:
-                    try:
-                        factors[source] = feedback_factor(hessian, signs, damping=scheme.damping)
-                    except InputError as error:
-                        raise InputError(f"layer {index}, {source}: {error}") from error
-                factor = factors[source]
-                if scheme.correction > 0:
-                    target = _corrected(w, moments[source], scheme.damping, scheme.correction)
-            tensors[name] = _quantize_matrix(target, signs, factor, specs[name], scheme, row_map)
-            approximate = dequantize_any(tensors[name])
-            weight_sqnr[name] = float(_sqnr(w, approximate, None))
-            if hessian is not None:
-                output_sqnr[name] = float(_sqnr(w, approximate, hessian))
-    return QuantizedLayer(index, tensors, weight_sqnr, output_sqnr)
+        signs_of[site] = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
+    factors: dict[str, Array] = {}
+    for source, moment in (moments or {}).items():
+        try:
+            signs = signs_of[_SITE_OF.get(source, source)]
+            factors[source] = feedback_factor(moment.hessian, signs, damping=scheme.damping)
+        except InputError as error:
+            raise InputError(f"layer {index}, {source}: {error}") from error
+
+    def one(name: str) -> QuantizedTensor:
+        w = dense(layer[name]).astype(jnp.float32)
+        if not bool(jnp.isfinite(w).all()):
+            raise InputError(f"non-finite weight in layer {index}, matrix {name}")
+        signs = signs_of[_SITE_OF[name]]
+        if moments is None:
+            tensor = _quantize_matrix(w, signs, None, specs[name], scheme, row_map)
+        else:
+            source = name if name in moments else _SITE_OF[name]
+            moment, target = moments[source], w
+            if moment.cross is not None:
+                target = _corrected(w, moment.hessian, moment.cross, scheme.damping, scheme.correction)
+            tensor = _quantize_matrix(target, signs, factors[source], specs[name], scheme, row_map)
+            output_sqnr[name] = float(_sqnr(w, dequantize_any(tensor), moment.hessian))
+        weight_sqnr[name] = float(_sqnr(w, dequantize_any(tensor), None))
+        return tensor
+
+    # The programs of different matrices are long chains of small steps, each too small for more than one core.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(len(LINEARS), os.cpu_count() or 1)) as pool:
+        tensors = dict(zip(_COSTLY_FIRST, pool.map(one, _COSTLY_FIRST), strict=True))
+    return QuantizedLayer(index, {name: tensors[name] for name in LINEARS}, weight_sqnr, output_sqnr)
 
 
 def _quantize_matrix(
@@ -260,8 +269,11 @@ def _moments(
         def plus(name: str) -> _Moments:
             x = quantized[name]
             weighted = x if weights is None else x * weights[name][:, None]
-            cross = None if exact is None else total[name].cross + exact[name].T @ weighted
-            return _Moments(total[name].hessian + x.T @ weighted, cross)
+            before = total[name]
+            cross = None
+            if exact is not None and before.cross is not None:
+                cross = before.cross + exact[name].T @ weighted
+            return _Moments(before.hessian + x.T @ weighted, cross)
 
         return {name: plus(name) for name in total}, None
 
@@ -277,13 +289,10 @@ def _moments(
 
 
 @jax.jit
-def _corrected(w: Array, moments: _Moments, damping: Array, share: Array) -> Array:
-    """The matrix that, on the quantized model's inputs, comes closest to what `w` does on the exact
-    model's.
-    """
-    size = w.shape[1]
-    damped = moments.hessian + damping * jnp.mean(jnp.diagonal(moments.hessian)) * jnp.eye(size)
-    shift = jax.scipy.linalg.solve(damped, (moments.cross - moments.hessian).T @ w.T, assume_a="pos").T
+def _corrected(w: Array, hessian: Array, cross: Array, damping: Array, share: Array) -> Array:
+    """The matrix that on the quantized model's inputs comes closest to what `w` does on the exact model's."""
+    damped = hessian + damping * jnp.mean(jnp.diagonal(hessian)) * jnp.eye(w.shape[1])
+    shift = jax.scipy.linalg.solve(damped, (cross - hessian).T @ w.T, assume_a="pos").T
     return w + share * shift
 
 

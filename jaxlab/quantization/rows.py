@@ -39,8 +39,7 @@ class Code(NamedTuple):
 def code_of(spec: PVQSpec, levels: Float32[Array, " levels"]) -> Code:
     """The code of a spec with these gain levels."""
     padded = jnp.pad(levels, (0, 2**MAX_GAIN_BITS - levels.shape[0]), mode="edge")
-    sizes = (jnp.int32(size) for size in (spec.k, spec.index_bits, spec.group_bits))
-    return Code(*sizes, padded)
+    return Code(jnp.int32(spec.k), jnp.int32(spec.index_bits), jnp.int32(spec.group_bits), padded)
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,6 +23,8 @@ from jaxlab.models.rope import layer_geometry
 from jaxlab.models.transformer import INPUT_SITES, block, embed, forward, logits
 from jaxlab.quantization.rotation import random_signs, rotate_hessian
 
+_TOKENS_AT_ONCE = 1024
+
 
 class Sensitivity(NamedTuple):
     """Squared gradients of log p(label) at the outputs of every matrix."""
@@ -85,18 +87,23 @@ def sensitivity(
       key: PRNG key of the labels.
       progress: called with the number of windows done.
     """
-    by_window = []
-    for index, window in enumerate(tokens):
-        by_window.append(_one_window(params, cfg, jnp.asarray(window), jax.random.fold_in(key, index)))
-        progress(index + 1)
+    batch = max(1, _TOKENS_AT_ONCE // tokens.shape[1])
+    parts = []
+    for start in range(0, len(tokens), batch):
+        windows = jnp.asarray(tokens[start : start + batch])
+        parts.append(_one_batch(params, cfg, windows, jax.random.fold_in(key, start)))
+        jax.block_until_ready(parts[-1])
+        progress(start + len(windows))
     count = tokens.shape[0] * tokens.shape[1]
     return Sensitivity(
-        {name: jnp.stack([one[name][0] for one in by_window], axis=1) for name in LINEARS},
-        {name: sum(one[name][1] for one in by_window) / count for name in LINEARS},
+        {name: jnp.concatenate([part[name][0] for part in parts], axis=1) for name in LINEARS},
+        {name: jnp.sum(jnp.stack([part[name][1] for part in parts]), axis=0) / count for name in LINEARS},
     )
 
 
-def token_weights(fisher: Sensitivity, *, power: float = 0.5) -> dict[str, Float[Array, "layers windows context"]]:
+def token_weights(
+    fisher: Sensitivity, *, power: float = 0.5
+) -> dict[str, Float[Array, "layers windows context"]]:
     """Weights of the calibration tokens for the second moments, with mean 1 before `power` is taken.
 
     The squared gradients are heavy-tailed: the first token of a window, which all others attend to, may count a
@@ -114,24 +121,22 @@ def token_weights(fisher: Sensitivity, *, power: float = 0.5) -> dict[str, Float
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _one_window(
-    params: dict[str, Any], cfg: ModelConfig, window: Int[Array, " context"], key: jax.Array
+def _one_batch(
+    params: dict[str, Any], cfg: ModelConfig, windows: Int[Array, "batch context"], key: jax.Array
 ) -> dict[str, tuple[Array, Array]]:
-    layers, context = cfg.num_layers, window.shape[0]
-
     def log_likelihood(taps: dict[str, tuple[Array, Array]]) -> Array:
         tapped = {name: _Tapped(params["layers"][name], *taps[name]) for name in LINEARS}
-        hidden = forward({**params, "layers": {**params["layers"], **tapped}}, cfg, window[None]).hidden
+        hidden = forward({**params, "layers": {**params["layers"], **tapped}}, cfg, windows).hidden
         scores = logits(params, cfg, hidden).astype(jnp.float32)
         label = jax.lax.stop_gradient(jax.random.categorical(key, scores))
         return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(scores), label[..., None], axis=-1))
 
+    layers = cfg.num_layers
     zeros = {
-        name: (jnp.zeros((layers, 1, context)), jnp.zeros((layers, params["layers"][name].shape[1])))
+        name: (jnp.zeros((layers, *windows.shape)), jnp.zeros((layers, params["layers"][name].shape[1])))
         for name in LINEARS
     }
-    gradients = jax.grad(log_likelihood)(zeros)
-    return {name: (tokens[:, 0], rows) for name, (tokens, rows) in gradients.items()}
+    return jax.grad(log_likelihood)(zeros)
 
 
 def matrix_costs(

