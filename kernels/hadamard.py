@@ -1,8 +1,9 @@
 """Orthonormal Hadamard transform of any length n = m 2^p: the Kronecker product of R_m and H_2^p.
 
-R_m is a Hadamard matrix over sqrt(m) where a classical construction gives one, otherwise the Hartley matrix, whose
-entries are at most sqrt(2 / m). So every output is spread evenly over all inputs, which is what makes rotated
-weights look Gaussian. References: Paley 1933, Williamson 1944; for quantization QuaRot (arXiv:2404.00456).
+R_m is a Hadamard matrix over sqrt(m) where a classical construction gives one, otherwise the Hartley matrix,
+whose entries are at most sqrt(2 / m). So every output is spread evenly over all inputs, which is what makes
+rotated weights look Gaussian. References: Paley, "On orthogonal matrices", 1933; Goethals and Seidel, "Orthogonal
+matrices with zero diagonal", 1967; for quantization QuaRot (arXiv:2404.00456).
 """
 
 import functools
@@ -17,8 +18,8 @@ LARGEST_FACTOR = 2048
 def hadamard_transform(x: jax.Array, *, inverse: bool = False) -> jax.Array:
     """Multiplies the last axis by the orthonormal matrix kron(R_m, H_2^p), n = m 2^p.
 
-    Linear, differentiable, norm-preserving. Two dense factors near sqrt(n) are applied as matrix products, in full
-    precision on every platform: n (a + b) multiplications instead of n^2.
+    Linear, differentiable, norm-preserving. Two dense factors near sqrt(n) are applied as matrix products, in
+    full precision on every platform: n (a + b) multiplications instead of n^2.
 
     Args:
       x: float[..., n]; `factors(n)` tells m and p.
@@ -55,7 +56,7 @@ def factors(n: int) -> tuple[int, int]:
 
     Returns:
       (m, p): m = 1 for a power of two, else the smallest m = (odd part of n) * 2**j <= `LARGEST_FACTOR` that has a
-      Hadamard matrix of Paley's or Williamson's kind, else the odd part itself (Hartley).
+      Hadamard matrix by Paley or Goethals and Seidel, else the odd part itself (Hartley).
 
     Raises:
       ValueError: n < 1, or n's odd part is above `LARGEST_FACTOR`.
@@ -74,7 +75,7 @@ def factors(n: int) -> tuple[int, int]:
         m = odd << j
         if m > LARGEST_FACTOR:
             break
-        if _field(m - 1, 3) or _field(m // 2 - 1, 1) or m in _WILLIAMSON:
+        if _field(m - 1, 3) or _field(m // 2 - 1, 1) or m in _CIRCULANTS:
             return m, twos - j
     return odd, twos
 
@@ -90,8 +91,8 @@ def _base(m: int) -> np.ndarray:
         matrix = _paley_first(_field(m - 1, 3), m - 1)
     elif _field(m // 2 - 1, 1) and m % 4 == 0:
         matrix = _paley_second(_field(m // 2 - 1, 1), m // 2 - 1)
-    elif m in _WILLIAMSON:
-        matrix = _williamson(*_WILLIAMSON[m])
+    elif m in _CIRCULANTS:
+        matrix = _goethals_seidel(*_CIRCULANTS[m])
     else:
         angle = 2 * np.pi * (np.outer(np.arange(m), np.arange(m)) % m) / m
         matrix = np.cos(angle) + np.sin(angle)
@@ -137,13 +138,45 @@ def _paley_second(p: int, q: int) -> np.ndarray:
     return np.kron(symmetric, [[1.0, 1.0], [1.0, -1.0]]) + np.kron(np.eye(q + 1), [[1.0, -1.0], [-1.0, -1.0]])
 
 
-_WILLIAMSON: dict[int, tuple[str, str, str, str]] = {}
+_CIRCULANTS = {  # first rows of four circulants with A A^T + B B^T + C C^T + D D^T = m I
+    92: (
+        "+++++-++---++---++-++++",
+        "+-+++--++-+--+-++--+++-",
+        "+-+--+++++----+++++--+-",
+        "+--++-+-+------+-+-++--",
+    ),
+    116: (
+        "++-++++----+--++--+----++++-+",
+        "+++--+++-+-++-++-++-+-+++--++",
+        "++-+++------+-++-+------+++-+",
+        "+--++-+-+-++++--++++-+-+-++--",
+    ),
+    156: (
+        "++-++----++-+++-++----++-+-+-++----++-+",
+        "+++--+-+----++--+--+-++-+-+-+-+++++-++-",
+        "++++-+-+++-++---++--+-++---+--+-+-+-+++",
+        "++++++--++++----++-+++++++-++--+++----+",
+    ),
+    172: (
+        "+++++-++----+-++--++-++-++--++-+----++-++++",
+        "+++---++--+-+-+-++--------++-+-+-+--++---++",
+        "++-+-++++-+--+--+++--++--+++--+--+-++++-+-+",
+        "+-++-----++++-+-+++-++++-+++-+-++++-----++-",
+    ),
+}
 
 
-def _williamson(*rows: str) -> np.ndarray:
-    """Order 4 m from four symmetric circulants with A^2 + B^2 + C^2 + D^2 = 4 m I."""
-    a, b, c, d = (
-        np.array([np.roll([{"+": 1.0, "-": -1.0}[s] for s in row], i) for i in range(len(row))])
-        for row in rows
+def _goethals_seidel(*first_rows: str) -> np.ndarray:
+    """Order 4 q from four circulants of order q, which need not be symmetric (Williamson's are)."""
+    q = len(first_rows[0])
+    signs = [np.array([1.0 if sign == "+" else -1.0 for sign in row]) for row in first_rows]
+    a, b, c, d = (np.stack([np.roll(row, i) for i in range(q)]) for row in signs)
+    r = np.eye(q)[::-1]
+    return np.block(
+        [
+            [a, b @ r, c @ r, d @ r],
+            [-b @ r, a, d.T @ r, -c.T @ r],
+            [-c @ r, -d.T @ r, a, b.T @ r],
+            [-d @ r, c.T @ r, -b.T @ r, a],
+        ]
     )
-    return np.block([[a, b, c, d], [-b, a, -d, c], [-c, d, a, -b], [-d, -c, b, a]])
