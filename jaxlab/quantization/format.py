@@ -10,10 +10,11 @@ name.
 import dataclasses
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from jaxlab.models.huggingface import config_to_hf
 from jaxlab.models.loading import Model, config_and_tokenizer, register_format
 from jaxlab.models.safetensors_weights import WEIGHTS, open_safetensors, tensor_name
 from jaxlab.models.saving import write_config_and_tokenizer, write_safetensors
+from jaxlab.models.stacking import unstack_layers
 from jaxlab.models.validation import layer_shapes
 from jaxlab.quantization.expansion import expand
 from jaxlab.quantization.pvq import PVQTensor
@@ -48,6 +50,16 @@ _DTYPES = {
 }
 
 
+class _Description(NamedTuple):
+    """What the metadata says about one quantized matrix."""
+
+    kind: str
+    spec: Any
+    rows: int
+    columns: int
+    rotated: bool
+
+
 def save_quantized(
     params: dict[str, Any],
     cfg: ModelConfig,
@@ -57,13 +69,13 @@ def save_quantized(
     """Writes a model whose matrices are `PVQTensor`s or `ScalarTensor`s; the rest is stored in float32.
 
     Args:
-      params: layers as a tuple; any of the matrices, the embedding and the head may be quantized.
+      params: any of the matrices, the embedding and the head may be quantized.
       cfg: the model.
       tokenizer: saved beside it.
       directory: replaced whole, and left as it is if anything fails.
 
     Raises:
-      InputError: a tensor is not finite.
+      InputError: an array is not finite, or a leaf has another shape than `cfg` says.
       ResourceError: the disk is full.
     """
     leaves = _named_leaves(params, cfg)
@@ -120,7 +132,7 @@ def load_quantized(
 
     Args:
       directory: the folder.
-      dtype: of the dense matrices.
+      dtype: of all dense arrays.
       packed: keep the matrices as `PVQTensor`s and `ScalarTensor`s, with layers as a tuple; otherwise they
         are
         expanded to dense arrays and the layers are stacked.
@@ -131,21 +143,24 @@ def load_quantized(
     directory = Path(directory)
     cfg, tokenizer = config_and_tokenizer(directory)
     tensors, _ = read_tensors(directory / WEIGHTS)
-    names = {
-        tensor_name(cfg, name, layer): (name, layer)
-        for layer in range(cfg.num_layers)
-        for name in layer_shapes(cfg)
-    }
-    names |= {tensor_name(cfg, name, None): (name, None) for name in _top_names(cfg)}
-    missing = sorted(set(names) - set(tensors))
+    expected = _expected(cfg)
+    missing = sorted(set(expected) - set(tensors))
     if missing:
         raise InputError(f"{directory / WEIGHTS}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    for tensor, (_, _, shape) in expected.items():
+        if tensors[tensor].shape != shape:
+            raise InputError(
+                f"{directory / WEIGHTS}: tensor {tensor!r} has shape {list(tensors[tensor].shape)}, but config.json "
+                f"asks for {list(shape)}"
+            )
     if not packed:
         tensors = expand(tensors, dtype=dtype)
     params: dict[str, Any] = {}
     layers: list[dict[str, Any]] = [{} for _ in range(cfg.num_layers)]
-    for tensor, (name, layer) in names.items():
-        (params if layer is None else layers[layer])[name] = tensors[tensor]
+    for tensor, (name, layer, _) in expected.items():
+        leaf = tensors[tensor]
+        is_packed = isinstance(leaf, PVQTensor | ScalarTensor)
+        (params if layer is None else layers[layer])[name] = leaf if is_packed else jnp.asarray(leaf, dtype)
     if packed:
         params["layers"] = tuple(layers)
     else:
@@ -174,7 +189,7 @@ def read_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
             f"{stem}.weight": _read_quantized(file, opened, stored, stem, description)
             for stem, description in described.items()
         }
-        taken = {f"{stem}.{d['kind']}_{field}" for stem, d in described.items() for field in _DTYPES}
+        taken = {f"{stem}.{d.kind}_{field}" for stem, d in described.items() for field in _DTYPES}
         tensors |= {name: opened.get_tensor(name) for name in stored - taken}
     return tensors, metadata
 
@@ -196,32 +211,38 @@ def bits_on_disk(directory: str | os.PathLike[str]) -> float:
         for stem, description in _checked_metadata(file, opened.metadata() or {}).items():
             if ".layers." not in stem:
                 continue
-            weights += math.prod(description["shape"])
+            weights += description.rows * description.columns
             for field, dtype in _DTYPES.items():
-                name = f"{stem}.{description['kind']}_{field}"
+                name = f"{stem}.{description.kind}_{field}"
                 if name in opened.keys():
                     stored_bytes += math.prod(opened.get_slice(name).get_shape()) * np.dtype(dtype).itemsize
     return 8 * stored_bytes / max(weights, 1)
 
 
-def describe_quantized(directory: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """The code of every quantized matrix of a directory, as its file's metadata states it."""
-    file = Path(directory) / WEIGHTS
-    with open_safetensors(file) as opened:
-        return _checked_metadata(file, opened.metadata() or {})
-
-
 def _named_leaves(params: dict[str, Any], cfg: ModelConfig) -> dict[str, tuple[int | None, Any]]:
-    leaves: dict[str, tuple[int | None, Any]] = {
-        tensor_name(cfg, name, None): (None, params[name]) for name in _top_names(cfg)
-    }
-    for layer, values in enumerate(params["layers"]):
-        leaves |= {tensor_name(cfg, name, layer): (layer, values[name]) for name in layer_shapes(cfg)}
+    layers = unstack_layers(params)["layers"]
+    leaves: dict[str, tuple[int | None, Any]] = {}
+    for tensor, (name, layer, shape) in _expected(cfg).items():
+        leaf = params[name] if layer is None else layers[layer][name]
+        if leaf.shape != shape:
+            raise InputError(f"{tensor} has shape {list(leaf.shape)}, but cfg asks for {list(shape)}")
+        leaves[tensor] = (layer, leaf)
     return leaves
 
 
-def _top_names(cfg: ModelConfig) -> tuple[str, ...]:
-    return ("embed", "final_norm") if cfg.tie_embeddings else ("embed", "final_norm", "head")
+def _expected(cfg: ModelConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
+    """Leaf, layer (or None) and shape of every matrix and vector of a model, by its name in the file."""
+    vocabulary = (cfg.vocab_size, cfg.hidden_size)
+    top: dict[str, tuple[int, ...]] = {"embed": vocabulary, "final_norm": (cfg.hidden_size,)}
+    if not cfg.tie_embeddings:
+        top["head"] = vocabulary
+    expected: dict[str, tuple[str, int | None, tuple[int, ...]]] = {
+        tensor_name(cfg, name, None): (name, None, shape) for name, shape in top.items()
+    }
+    for layer in range(cfg.num_layers):
+        for name, shape in layer_shapes(cfg).items():
+            expected[tensor_name(cfg, name, layer)] = (name, layer, shape)
+    return expected
 
 
 def _arrays_of(leaf: PVQTensor | ScalarTensor, kind: str) -> dict[str, np.ndarray]:
@@ -242,26 +263,38 @@ def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, dict[st
                 "the file is not a quantized model, or a newer jaxlab wrote it"
             )
     try:
-        return dict(json.loads(metadata["tensors"]))
+        described = json.loads(metadata["tensors"])
     except (KeyError, ValueError) as error:
         raise InputError(
             f"{file}: the list of quantized tensors in the metadata is damaged ({error})"
         ) from error
+    if not isinstance(described, dict):
+        raise InputError(f"{file}: the list of quantized tensors in the metadata is damaged (not a map)")
+    return {stem: _checked_description(file, stem, description) for stem, description in described.items()}
+
+
+def _checked_description(file: Path, stem: str, description: Any) -> _Description:
+    """What the metadata says about one quantized matrix."""
+    try:
+        kind = description["kind"]
+        if kind not in _SPECS:
+            raise InputError(f"kind is {kind!r}; known are {', '.join(_SPECS)}")
+        spec = _SPECS[kind](**{f.name: description[f.name] for f in dataclasses.fields(_SPECS[kind])})
+        rows, columns = (operator.index(size) for size in description["shape"])
+        if min(rows, columns) < 1:
+            raise InputError(f"shape is {description['shape']}; sizes are at least 1")
+        rotated = {"none": False, "hadamard": True}[description["rotation"]]
+        if kind == "scalar":
+            spec.groups(columns)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: the description of {stem} in the metadata is damaged: {error}") from error
+    return _Description(kind, spec, rows, columns, rotated)
 
 
 def _read_quantized(
-    file: Path, opened: Any, stored: set[str], stem: str, description: dict[str, Any]
+    file: Path, opened: Any, stored: set[str], stem: str, description: _Description
 ) -> PVQTensor | ScalarTensor:
-    kind = description.get("kind")
-    if kind not in _SPECS:
-        raise InputError(f"{file}: {stem} has kind {kind!r}; known are {', '.join(_SPECS)}")
-    fields = [field.name for field in dataclasses.fields(_SPECS[kind])]
-    try:
-        spec = _SPECS[kind](**{field: description[field] for field in fields})
-        rows, columns = description["shape"]
-        rotated = {"none": False, "hadamard": True}[description["rotation"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: the description of {stem} is damaged: {error}") from error
+    kind, spec, rows, columns, rotated = description
     expected: dict[str, tuple[int, ...]] = {}
     if kind == "pvq":
         padded = columns + -columns % spec.n

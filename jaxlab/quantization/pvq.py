@@ -121,9 +121,7 @@ def quantize(
                 f"hessian has shape {hessian.shape}, expected {(columns, columns)} for w {w.shape}"
             )
         inverse_factor = feedback_factor(hessian, signs, damping=damping)
-    return quantize_prepared(
-        w, signs, inverse_factor, spec=spec, sweeps=sweeps, refit=refit, padding=padding
-    )
+    return quantize_prepared(w, signs, inverse_factor, spec=spec, sweeps=sweeps, refit=refit, padding=padding)
 
 
 def quantize_prepared(

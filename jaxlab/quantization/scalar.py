@@ -23,6 +23,7 @@ from jaxlab.quantization.spec import RowMap
 ScalarGrid = Literal["minmax", "midrise", "midtread"]
 _OFFSET: dict[str, float] = {"midrise": 0.5, "midtread": 0.0}
 _CLIPS = 48
+_LARGEST = 16384.0  # a quarter of fp16's range: rotation and feedback may enlarge a weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +128,18 @@ def quantize_scalar(
         shards rows.
 
     Raises:
-      InputError: the columns do not fit the groups.
+      InputError: w is not a finite matrix within the range of fp16 scales, or its columns do not fit the groups.
     """
+    if w.ndim != 2 or 0 in w.shape:
+        raise InputError(
+            f"w has shape {w.shape}; a matrix [rows, columns] with at least one weight is needed"
+        )
     spec.groups(w.shape[1])
+    peak = float(jnp.max(jnp.abs(w)))
+    if not peak <= _LARGEST:
+        raise InputError(
+            f"the largest weight is {peak}; fp16 scales need finite weights up to {_LARGEST:.0f}"
+        )
     words, scale, minimum = row_map(functools.partial(_scalar_rows, spec=spec))(w, signs, inverse_factor)
     return ScalarTensor(words, scale, minimum if spec.grid == "minmax" else None, signs, spec, w.shape[1])
 
