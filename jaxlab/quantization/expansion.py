@@ -5,9 +5,7 @@ rows of all matrices of one width are laid end to end, each with its own pulses 
 expanded in pieces of a fixed number of rows.
 """
 
-import concurrent.futures
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -113,9 +111,8 @@ def _expand_alike(tensors: Sequence[PVQTensor], columns: int, n: int, *, rotated
         dense = np.asarray(_expand_rows(piece, tables, columns=columns, n=n, rotated=rotated))
         out[start : start + _PIECE] = dense[: _PIECE - missing]
 
-    # The pieces are independent and mostly bound by one core each.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(one_piece, range(0, total, _PIECE)))
+    for start in range(0, total, _PIECE):
+        one_piece(start)
     return np.split(out, np.cumsum(counts)[:-1])
 
 

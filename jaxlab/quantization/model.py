@@ -6,10 +6,8 @@ model of the blocks before presents them, so that a block can make up for the er
 QEP (arXiv:2504.09629).
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +26,6 @@ from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor, dequantize_scal
 from jaxlab.quantization.spec import PVQSpec, RowMap
 
 Spec = PVQSpec | ScalarSpec
-_COSTLY_FIRST = ("down", "gate", "up", "q", "o", "k", "v")
 _SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 QuantizedTensor = PVQTensor | ScalarTensor
 
@@ -210,10 +207,7 @@ def _quantize_layer(
         weight_sqnr[name] = float(_sqnr(w, dequantize_any(tensor), None))
         return tensor
 
-    # The programs of different matrices are long chains of small steps, each too small for more than one core.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(len(LINEARS), os.cpu_count() or 1)) as pool:
-        tensors = dict(zip(_COSTLY_FIRST, pool.map(one, _COSTLY_FIRST), strict=True))
-    return QuantizedLayer(index, {name: tensors[name] for name in LINEARS}, weight_sqnr, output_sqnr)
+    return QuantizedLayer(index, {name: one(name) for name in LINEARS}, weight_sqnr, output_sqnr)
 
 
 def _quantize_matrix(
