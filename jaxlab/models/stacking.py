@@ -8,13 +8,19 @@ import jax.numpy as jnp
 from jaxlab.errors import InputError
 
 
+@jax.jit
+def take_layer(stacked: Any, index: Any) -> Any:
+    """Entry `index` of the leading axis of every leaf; compiled once for all indices."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
+
+
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
     """The same model with `params["layers"]` as a tuple of per-layer dicts."""
     layers = params["layers"]
     if isinstance(layers, tuple):
         return params
     count = jax.tree.leaves(layers)[0].shape[0]
-    split = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(count))
+    split = tuple(take_layer(layers, i) for i in range(count))
     return {**params, "layers": split}
 
 

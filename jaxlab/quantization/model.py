@@ -19,6 +19,7 @@ from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS, dense
 from jaxlab.models.rope import layer_geometry
+from jaxlab.models.stacking import take_layer
 from jaxlab.models.transformer import INPUT_SITES, block, embed
 from jaxlab.quantization.pvq import PVQTensor, dequantize, feedback_factor, quantize_prepared
 from jaxlab.quantization.rotation import random_signs
@@ -122,12 +123,12 @@ def quantize_layers(
     frequencies, windows = layer_geometry(cfg)
     for index in range(cfg.num_layers):
         layer = layer_of(params, index)
-        geometry = (frequencies[index], windows[index])
+        geometry = take_layer((frequencies, windows), index)
         result = None
         if index < len(done):
             tensors = dict(done[index])
         else:
-            weights = None if token_weights is None else {name: w[index] for name, w in token_weights.items()}
+            weights = None if token_weights is None else take_layer(dict(token_weights), index)
             layer_key = jax.random.fold_in(key, index)
             result = _quantize_layer(layer, cfg, geometry, scheme, layer_key, index, state, weights, row_map)
             tensors = result.tensors
@@ -149,7 +150,7 @@ def dequantize_any(tensor: QuantizedTensor) -> Float[Array, "*stack rows columns
 def layer_of(params: dict[str, Any], index: int) -> dict[str, Any]:
     """The parameters of one block, from stacked layers or a tuple."""
     layers = params["layers"]
-    return layers[index] if isinstance(layers, tuple) else jax.tree.map(lambda leaf: leaf[index], layers)
+    return layers[index] if isinstance(layers, tuple) else take_layer(layers, index)
 
 
 class _Activations(NamedTuple):

@@ -173,18 +173,27 @@ def _most_pulses(n: int, gain_bits: int, columns: int, bits: float) -> int:
     return best
 
 
-# Measured over 10^6 Gaussian weights a point (benchmarks/pvq_rate_distortion.py): ln A_n and the slope's
-# correction.
-_DIRECTION_LAW = {8: (0.47, 1.0), 16: (0.60, 1.0), 32: (0.66, 1.0)}
+# Decibels that 1 - E[cos^2] lies above V(n, k)^(-2 / (n - 1)): the sum of c[i][j] (R / 4)^i n^-j, R = log2 V / n.
+# Least squares on 250 points, n = 2 to 64, k = 1 to 127, 3 * 10^5 Gaussian weights or more each: off by at most
+# 0.11 dB, and by 0.07 dB for n >= 4 at R = 1 to 4.7.
+_DIRECTION_LAW = (
+    (-0.251, 2.422, 2.305),
+    (11.660, -23.075, 73.306),
+    (-22.647, 57.796, -151.501),
+    (18.568, -57.479, 139.519),
+    (-5.526, 20.497, -48.445),
+)
 
 
 def _direction_distortion(n: int, k: int) -> float:
-    """1 - E[cos^2] of the nearest direction."""
+    """1 - E[cos^2] between a Gaussian group and its nearest direction."""
     if n == 1:
         return 0.0
-    nearest = min(_DIRECTION_LAW, key=lambda known: abs(math.log(known / n)))
-    log_a, slope = _DIRECTION_LAW[nearest]
-    return min(1.0, math.exp(log_a - slope * 2 / (n - 1) * math.log(count(n, k))))
+    bits = math.log2(count(n, k))
+    excess = sum(
+        c * (bits / n / 4) ** i / n**j for i, row in enumerate(_DIRECTION_LAW) for j, c in enumerate(row)
+    )
+    return 10 ** (excess / 10) * 2 ** (-2 * bits / (n - 1))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -20,6 +20,7 @@ from jaxlab.kernels.block_feedback import inverse_cholesky
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS, dense, linear, register_linear
 from jaxlab.models.rope import layer_geometry
+from jaxlab.models.stacking import take_layer
 from jaxlab.models.transformer import INPUT_SITES, block, embed, forward, logits
 from jaxlab.quantization.rotation import random_signs, rotate_hessian
 
@@ -171,12 +172,11 @@ def matrix_costs(
     count = tokens.shape[0]
     costs: list[dict[str, Array]] = []
     for index in range(cfg.num_layers):
-        layer = jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
-        weights = {name: fisher.tokens[name][index, :count] for name in LINEARS}
-        rows = {name: fisher.rows[name][index] for name in LINEARS}
-        hidden, cost = _layer_costs(
-            layer, cfg, hidden, frequencies[index], layer_windows[index], weights, rows, key, damping
+        layer, weights, rows, geometry = take_layer(
+            (params["layers"], fisher.tokens, fisher.rows, (frequencies, layer_windows)), index
         )
+        weights = {name: weight[:count] for name, weight in weights.items()}
+        hidden, cost = _layer_costs(layer, cfg, hidden, *geometry, weights, rows, key, damping)
         costs.append(cost)
     return {name: jnp.stack([cost[name] for cost in costs]) for name in LINEARS}
 
