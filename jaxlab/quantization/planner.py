@@ -1,8 +1,8 @@
 """Which code for which matrix: the best predicted quality within a budget of real bits.
 
 Real bits are those on disk: index and gain codes, a row's padding to a word, its fp16 scale. The prediction
-is for Gaussian weights: the direction's distortion follows the high-rate law A_n V(n, k)^(-2 / (n - 1)) of a
-code with V points on a sphere of n - 1 dimensions, and the gain's is that of its levels on the Beta law.
+is for Gaussian weights: the direction's distortion follows V(n, k)^(-2 / (n - 1)), the law of a code with V
+points on a sphere of n - 1 dimensions, times a measured factor; the gain's is that of its levels on the Beta law.
 """
 
 import functools
