@@ -251,3 +251,49 @@ def _repair(a: jax.Array, alpha: jax.Array, mu: jax.Array, k: int | jax.Array) -
 
     none = jnp.zeros(alpha.shape, jnp.int32)
     return jax.lax.while_loop(lambda state: jnp.any(state[1] != 0), apply, (y, cheapest(y, none)))[0]
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def projection_search(x: jax.Array, *, k: int) -> jax.Array:
+    """Codeword nearest to k x / ||x||_1 in the Euclidean sense: the search most papers describe.
+
+    Not the smallest angle: loses 0.08 to 0.36 dB of distortion on Gaussian groups. For comparison; arguments, result
+    and errors as for `search`.
+    """
+    n = _check(x, k)
+    a = _unit_peak(x)
+    target = k * a / jnp.sum(a, -1, keepdims=True)
+    y = jnp.clip(jnp.floor(target), 0, k)
+    missing = k - jnp.sum(y, -1, keepdims=True)  # rounding can leave it a pulse too many, too
+    place = jnp.argsort(jnp.argsort(y - target, -1), -1)
+    excess = (jnp.arange(n) == jnp.argmax(y, -1, keepdims=True)) * jnp.minimum(missing, 0)
+    y = (y + (place < missing) + excess).astype(jnp.int8)
+    return jnp.where(x < 0, -y, y)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def greedy_search(x: jax.Array, *, k: int) -> jax.Array:
+    """Codeword built pulse by pulse, each where the angle then is smallest: the search of the Opus codec.
+
+    Loses up to 0.11 dB of distortion on Gaussian groups. For comparison; arguments, result and errors as for
+    `search`. Reference: RFC 6716, section 5.3.8.1.
+    """
+    n = _check(x, k)
+    a = _unit_peak(x)
+    y = jnp.zeros_like(a)
+    if 2 * k > n:
+        y = jnp.floor((k + 0.8) * a / jnp.sum(a, -1, keepdims=True))
+
+    def add(y: jax.Array) -> jax.Array:
+        along = jnp.sum(a * y, -1, keepdims=True) + a
+        energy = jnp.sum(y * y, -1, keepdims=True) + 2 * y + 1
+        chosen = jnp.argmax(along * along / energy, -1, keepdims=True)
+        return y + ((jnp.arange(n) == chosen) & (jnp.sum(y, -1, keepdims=True) < k))
+
+    y = jax.lax.while_loop(lambda y: jnp.any(jnp.sum(y, -1) < k), add, y).astype(jnp.int8)
+    return jnp.where(x < 0, -y, y)
+
+
+def _unit_peak(x: jax.Array) -> jax.Array:
+    a, _ = _normalise(jnp.abs(x.reshape(-1, x.shape[-1]).astype(jnp.float32)).T)
+    return a.T.reshape(x.shape)
