@@ -6,6 +6,7 @@ exact integers made on the host. Reference: Fischer, "A pyramid vector quantizer
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,9 +102,8 @@ def rank_tables(n: int, k: int) -> np.ndarray:
     return table
 
 
-def rank(
-    y: jax.Array, tables: jax.Array | np.ndarray, *, pulses: jax.Array | int | None = None
-) -> jax.Array:
+@jax.jit
+def rank(y: jax.Array, tables: jax.Array | np.ndarray, *, pulses: jax.Array | int | None = None) -> jax.Array:
     """Index of each codeword in the order "fischer-1".
 
     Args:
@@ -123,20 +123,26 @@ def rank(
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"y has dtype {y.dtype}; codewords are integers")
     flat = jnp.asarray(tables).reshape(-1, size)
-    rows = y.reshape(-1, n).T.astype(jnp.int32)
-    index = [jnp.zeros(rows.shape[1:], jnp.uint32)] * size
-    left = _pulses(pulses, k, y.shape[:-1])
-    for i in range(n):
-        row, magnitude = (n - 1 - i) * (k + 1), jnp.abs(rows[i])
-        index = _add(index, _lookup(flat, (row + left) * (k + 2) + magnitude))
+    rows = y.reshape(-1, n).T
+
+    def add_coordinate(
+        state: tuple[jax.Array, ...], position: tuple[jax.Array, jax.Array]
+    ) -> tuple[Any, None]:
+        left, *index = state
+        row, value = position[0], position[1].astype(jnp.int32)
+        magnitude = jnp.abs(value)
+        smaller = _lookup(flat, (row + left) * (k + 2) + magnitude)
         left = left - magnitude
-        positive = _lookup(
-            flat, (row + left) * (k + 2) + 1
-        )  # V(n-1-i, pulses left): the codewords with +|y_i|
-        index = _add(index, [jnp.where(rows[i] < 0, limb, 0) for limb in positive])
+        positive = _lookup(flat, (row + left) * (k + 2) + 1)  # V(n-1-i, left): the codewords with +|y_i|
+        before = _add(smaller, [jnp.where(value < 0, limb, 0) for limb in positive])
+        return (left, *_add(index, before)), None
+
+    start = jnp.full(rows.shape[1:], k, jnp.int32), *[jnp.zeros(rows.shape[1:], jnp.uint32)] * size
+    (_, *index), _ = jax.lax.scan(add_coordinate, start, (_row_offsets(n, k), rows))
     return jnp.stack(index, -1).reshape(*y.shape[:-1], size)
 
 
+@jax.jit
 def unrank(
     index: jax.Array, tables: jax.Array | np.ndarray, *, pulses: jax.Array | int | None = None
 ) -> jax.Array:
@@ -186,7 +192,7 @@ def unrank(
         return (left, *rest), jnp.where(negative, -magnitude, magnitude).astype(jnp.int8)
 
     left = _pulses(pulses, k, index.shape[:-1])
-    _, y = jax.lax.scan(next_coordinate, (left, *rest), jnp.arange(n - 1, -1, -1) * (k + 1))
+    _, y = jax.lax.scan(next_coordinate, (left, *rest), _row_offsets(n, k))
     return y.T.reshape(*index.shape[:-1], n)
 
 
@@ -201,6 +207,11 @@ def _geometry(tables: jax.Array | np.ndarray) -> tuple[int, int, int]:
             f"tables has shape {shape}, dtype {tables.dtype}; expected those of rank_tables(n, k)"
         )
     return shape[0], shape[1] - 1, shape[3]
+
+
+def _row_offsets(n: int, k: int) -> jax.Array:
+    """Where the table of each coordinate begins, in units of its rows; coordinate i has n-1-i others after it."""
+    return jnp.arange(n - 1, -1, -1) * (k + 1)
 
 
 def _lookup(flat: jax.Array, at: jax.Array) -> list[jax.Array]:
