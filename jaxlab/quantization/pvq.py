@@ -26,6 +26,7 @@ from jaxlab.quantization.rotation import random_signs, rotate, rotate_hessian, u
 from jaxlab.quantization.rows import (
     code_of,
     gain_value,
+    most_words,
     quantize_rows,
     quantize_with_feedback,
     reconstruct,
@@ -160,7 +161,7 @@ def quantize_prepared(
         quantize_rows,
         n=spec.n,
         candidates=spec.candidates,
-        words=spec.row_words(columns),
+        words=most_words(spec.n, columns),
         sweeps=sweeps,
         refit=refit and inverse_factor is not None,
         padding=padding,
@@ -233,9 +234,12 @@ def block_feedback(
     """
     scale = row_scale(w) if scale is None else scale
     levels = jnp.asarray(levels_for(spec, w.shape[1])) if levels is None else levels
-    return quantize_with_feedback(
+    return _quantize_with_feedback(
         w, chol_u, scale, code_of(spec, levels), n=spec.n, candidates=spec.candidates
     )
+
+
+_quantize_with_feedback = jax.jit(quantize_with_feedback, static_argnames=("n", "candidates"))
 
 
 def decode(t: PVQTensor) -> tuple[Int8[Array, "rows groups n"], UInt8[Array, "rows groups"]]:

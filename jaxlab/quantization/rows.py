@@ -17,9 +17,9 @@ from jaxlab.kernels.block_feedback import block_descent, inverse_cholesky
 from jaxlab.kernels.block_feedback import block_feedback as feed_back
 from jaxlab.kernels.pyramid_index import count, limbs, rank, rank_tables
 from jaxlab.kernels.pyramid_search import search
-from jaxlab.quantization.packing import join, pack
+from jaxlab.quantization.packing import WORD, join, pack, words_for
 from jaxlab.quantization.rotation import rotate
-from jaxlab.quantization.spec import MAX_GAIN_BITS, PVQSpec
+from jaxlab.quantization.spec import MAX_GAIN_BITS, MAX_INDEX_BITS, PVQSpec
 
 _MAX_PULSES = 127
 _ROWS_AT_ONCE = 64
@@ -44,16 +44,21 @@ def code_of(spec: PVQSpec, levels: Float32[Array, " levels"]) -> Code:
 
 @functools.lru_cache(maxsize=64)
 def shared_tables(n: int, k: int) -> np.ndarray:
-    """Rank tables that serve `k` and every other number of pulses whose index takes as many limbs.
+    """Rank tables that serve `k` and every other number of pulses whose index takes two limbs (or else four).
 
     Returns:
       uint32[n, K + 1, K + 2, L] of the most pulses K.
     """
-    size = limbs(n, k)
+    bits = WORD * (2 if limbs(n, k) <= 2 else 4)
     most = k
-    while most < _MAX_PULSES and count(n, most + 1) < 1 << (32 * size):
+    while most < _MAX_PULSES and count(n, most + 1) < 1 << bits:
         most += 1
     return rank_tables(n, most)
+
+
+def most_words(n: int, columns: int) -> int:
+    """Words that a row of `columns` weights takes at most, whatever the code."""
+    return words_for(columns // n, MAX_INDEX_BITS + MAX_GAIN_BITS)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "candidates", "words", "sweeps", "refit", "padding"))

@@ -210,7 +210,11 @@ def _fisher(work: _Work) -> Sensitivity:
     windows = work.calibration
     with work.progress.stage("sensitivity", len(windows), unit="windows") as stage:
         found = sensitivity(
-            work.model.params, work.model.cfg, windows, work.key(0), progress=lambda done: stage.advance(1)
+            work.model.params,
+            work.model.cfg,
+            windows,
+            work.key(0),
+            progress=lambda done: stage.advance(done - stage.done),
         )
     with atomic_file(file) as temporary, open(temporary, "wb") as opened:
         np.savez(
