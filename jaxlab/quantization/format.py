@@ -255,7 +255,7 @@ def _arrays_of(leaf: PVQTensor | ScalarTensor, kind: str) -> dict[str, np.ndarra
     return arrays
 
 
-def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, _Description]:
     for key, known in (("format", FORMAT), ("version", VERSION), ("index_order", INDEX_ORDER)):
         if metadata.get(key) != known:
             raise InputError(
