@@ -167,7 +167,7 @@ def quantize_prepared(
         padding=padding,
     )
     words, scale = row_map(rows)(w, unit, code_of(spec, levels), jnp.asarray(tables), signs, inverse_factor)
-    return PVQTensor(words, scale, unit * levels, signs, spec, w.shape[1])
+    return PVQTensor(words[:, : spec.row_words(columns)], scale, unit * levels, signs, spec, w.shape[1])
 
 
 def feedback_factor(
