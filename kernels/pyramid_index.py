@@ -137,7 +137,7 @@ def rank(y: jax.Array, tables: jax.Array | np.ndarray, *, pulses: jax.Array | in
         before = _add(smaller, [jnp.where(value < 0, limb, 0) for limb in positive])
         return (left, *_add(index, before)), None
 
-    start = jnp.full(rows.shape[1:], k, jnp.int32), *[jnp.zeros(rows.shape[1:], jnp.uint32)] * size
+    start = (_pulses(pulses, k, y.shape[:-1]), *[jnp.zeros(rows.shape[1:], jnp.uint32)] * size)
     (_, *index), _ = jax.lax.scan(add_coordinate, start, (_row_offsets(n, k), rows))
     return jnp.stack(index, -1).reshape(*y.shape[:-1], size)
 
