@@ -116,6 +116,8 @@ def quantize_layers(
         raise InputError(f"scheme has specs for {len(scheme.specs)} layers, the model has {cfg.num_layers}")
     if scheme.feedback and tokens is None:
         raise InputError("tokens: feedback needs calibration windows")
+    if len(done) >= cfg.num_layers:
+        return
     state = None
     if scheme.feedback:
         hidden = embed(params, cfg, jnp.asarray(tokens))
