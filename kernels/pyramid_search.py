@@ -18,6 +18,7 @@ arXiv:2410.16926.
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ import numpy as np
 MAX_PULSES = 127  # y is int8
 MAX_CANDIDATES = 16
 
-_Rows = list[jax.Array]
+Rows = list[jax.Array]
 """One array [groups] for each of the n weights of a group."""
 
 
@@ -43,7 +44,8 @@ def search(
       x: floating point [..., n], n >= 1; any scale.
       k: pulses, 1 to 127; may be a traced integer (then its range is not checked), so that one program serves all.
       candidates: scales tried, 1 to 16.
-      implementation: "xla", "pallas", or None for the best one on the platform.
+      implementation: "xla" (also None: the only one that has been timed) or "pallas", one kernel that keeps a
+        group in registers from the first step to the last, for GPU and TPU (interpreted, slowly, on CPU).
 
     Returns:
       int8[..., n] with sum |y| = k, always.
@@ -54,15 +56,21 @@ def search(
     n = _check(x, k)
     if not 1 <= candidates <= MAX_CANDIDATES:
         raise ValueError(f"candidates = {candidates}; it must lie between 1 and {MAX_CANDIDATES}")
-    if implementation not in (None, "xla"):
-        raise ValueError(f"implementation = {implementation!r}; it must be None or 'xla'")
-    return _sweep(x.reshape(-1, n), k, candidates).reshape(x.shape)
+    if implementation not in (None, "xla", "pallas"):
+        raise ValueError(f"implementation = {implementation!r}; it must be None, 'xla' or 'pallas'")
+    return _search(x.reshape(-1, n), k, candidates, implementation == "pallas").reshape(x.shape)
 
 
-@functools.partial(jax.jit, static_argnames="candidates")
-def _sweep(x: jax.Array, k: int | jax.Array, candidates: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("candidates", "pallas"))
+def _search(x: jax.Array, k: int | jax.Array, candidates: int, pallas: bool) -> jax.Array:
     a, distinct = _normalise(jnp.abs(x.astype(jnp.float32)).T)
-    y = _repair(a, *_best_scale(a, distinct, k, candidates), k).astype(jnp.int8).T
+    if pallas:
+        from jaxlab.kernels.pyramid_search_pallas import search_planar
+
+        y = search_planar(a, k, usual_start(len(a), k), candidates)
+    else:
+        y = _repair(a, *_best_scale(a, distinct, k, candidates), k)
+    y = y.astype(jnp.int8).T
     return jnp.where(x < 0, -y, y)
 
 
@@ -88,8 +96,7 @@ def _normalise(magnitude: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def scale(magnitude: jax.Array, peak: jax.Array) -> tuple[jax.Array, jax.Array]:
         a = magnitude / peak
-        # Weight i is lowered by i times what typically shifts alpha a_i by a few units in the last place of k.
-        return a, a - jnp.arange(n, dtype=a.dtype)[:, None] * (0.4 * n * 2.0**-20)
+        return a, a - jnp.arange(n, dtype=a.dtype)[:, None] * tie_gap(n)
 
     def mend(magnitude: jax.Array, peak: jax.Array) -> tuple[jax.Array, jax.Array]:
         first = jnp.arange(n)[:, None] == 0
@@ -101,6 +108,11 @@ def _normalise(magnitude: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.cond(jnp.all(usable & (peak < 2.0**64)), scale, mend, magnitude, peak)
 
 
+def tie_gap(n: int) -> float:
+    """Weight i is lowered by i times this, which shifts alpha a_i by a few units in the last place of k."""
+    return 0.4 * n * 2.0**-20
+
+
 def _best_scale(
     a: jax.Array, distinct: jax.Array, k: int | jax.Array, candidates: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -108,58 +120,96 @@ def _best_scale(
 
     The search runs on `distinct`, where a level with the right sum exists; the level that is returned is for `a`.
     """
-    n = len(distinct)
-    level, ratio, density = _start(n, k)
-    rows = list(distinct)
-    alpha = k * ratio / _total(rows)
-    for _ in range(2):
-        alpha = alpha * jnp.clip(1 + 0.9 / k * (k - _total(_fill(rows, alpha, level))), 0.8, 1.25)
-    mu = _solve_level(rows, alpha, jnp.full_like(alpha, level - 1.5 / density), k, density)
-    pulses, along, energy = _moments(rows, alpha, mu)
-    centre = jnp.where(pulses > 0, energy / along * (k / pulses), alpha)
-    start = mu + ((k - pulses) + k - 1.5) / density
-    slope = centre / alpha * (k / density)
-    reach = jnp.minimum(0.28 * math.sqrt((candidates - 1) * n) / k, 0.6)
-    step = 2 * reach / max(candidates - 1, 1)
-
-    def guess(j: jax.Array) -> tuple[jax.Array, jax.Array]:
-        relative = 1 - reach + step * j.astype(jnp.float32)
-        return centre * relative, start - slope * relative
+    usual = usual_start(len(a), k)
+    sweep = plan_sweep(list(distinct), k, usual, candidates)
 
     def keep_better(j: jax.Array, best: jax.Array) -> jax.Array:
-        rows = _rows_within_loop(distinct, j)
-        scale, mu = guess(j)
-        mu = _solve_level(rows, scale, mu, k, density)
-        pulses, along, energy = _moments(rows, scale, mu)
-        cosine = jnp.where(pulses == k, along * jax.lax.rsqrt(energy), 0)
-        # One word a group, the cosine's bits with the candidate's number in the last four, keeps this one fusion.
-        word = (jax.lax.bitcast_convert_type(cosine, jnp.int32) & -MAX_CANDIDATES) | (MAX_CANDIDATES - 1 - j)
-        return jnp.maximum(best, word)
+        return jnp.maximum(best, sweep.word(_rows_within_loop(distinct, j), k, usual.density, j))
 
-    none_yet = jnp.full(alpha.shape, MAX_CANDIDATES - 1 - candidates // 2, jnp.int32)
-    best = jax.lax.fori_loop(0, candidates, keep_better, none_yet)
-    alpha, mu = guess(MAX_CANDIDATES - 1 - (best & (MAX_CANDIDATES - 1)))
+    alpha, mu = sweep.best(jax.lax.fori_loop(0, candidates, keep_better, sweep.none_yet()))
 
     def unsolved(state: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows = _rows_within_loop(a, state[0])
-        return (state[0] < 2) & jnp.any(_total(_fill(rows, alpha, state[1])) != k)
+        return (state[0] < 2) & jnp.any(total(fill(rows, alpha, state[1])) != k)
 
     def solve(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rows = _rows_within_loop(a, state[0])
-        return state[0] + 1, _solve_level(rows, alpha, state[1], k, density, trials=4)
+        return state[0] + 1, solve_level(rows, alpha, state[1], k, usual.density, trials=4)
 
     return alpha, jax.lax.while_loop(unsolved, solve, (jnp.int32(0), mu))[1]
 
 
-def _rows_within_loop(a: jax.Array, counter: jax.Array) -> _Rows:
+def _rows_within_loop(a: jax.Array, counter: jax.Array) -> Rows:
     """list(a), tied to a loop counter below 16 so that XLA does not copy each row out of the loop first."""
     return [jax.lax.dynamic_index_in_dim(a, (counter >> 4) + i, keepdims=False) for i in range(a.shape[0])]
 
 
-def _start(n: int, k: int | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Level, ratio and density of `_gaussian_start` for these pulses."""
+class Usual(NamedTuple):
+    """What is usual in a Gaussian group: where the search starts."""
+
+    level: jax.Array
+    ratio: jax.Array
+    """alpha sum(a) / k."""
+    density: jax.Array
+    """Pulses gained per unit of level."""
+
+
+class Sweep(NamedTuple):
+    """The scales to try, centre * (first + step j), and where their levels are expected."""
+
+    centre: jax.Array
+    start: jax.Array
+    slope: jax.Array
+    first: jax.Array
+    step: jax.Array
+    candidates: int
+
+    def guess(self, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scale and expected level of candidate j."""
+        relative = self.first + self.step * j.astype(jnp.float32)
+        return self.centre * relative, self.start - self.slope * relative
+
+    def word(self, a: Rows, k: int | jax.Array, density: jax.Array, j: jax.Array) -> jax.Array:
+        """Candidate j's cosine and number in one integer that grows with the cosine; one word, so one fusion."""
+        scale, mu = self.guess(j)
+        mu = solve_level(a, scale, mu, k, density)
+        pulses, along, energy = _moments(a, scale, mu)
+        cosine = jnp.where(pulses == k, along * jax.lax.rsqrt(energy), 0)
+        return (jax.lax.bitcast_convert_type(cosine, jnp.int32) & -MAX_CANDIDATES) | (MAX_CANDIDATES - 1 - j)
+
+    def none_yet(self) -> jax.Array:
+        """The word of no success: the middle candidate."""
+        return jnp.full(self.centre.shape, MAX_CANDIDATES - 1 - self.candidates // 2, jnp.int32)
+
+    def best(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scale and expected level of the candidate in the word."""
+        return self.guess(MAX_CANDIDATES - 1 - (word & (MAX_CANDIDATES - 1)))
+
+
+def plan_sweep(a: Rows, k: int | jax.Array, usual: Usual, candidates: int) -> Sweep:
+    """Steps 1 and 2 of the method: centres the candidates on the scale that the first codeword asks for."""
+    n, level, density = len(a), usual.level, usual.density
+    alpha = k * usual.ratio / total(a)
+    for _ in range(2):
+        alpha = alpha * jnp.clip(1 + 0.9 / k * (k - total(fill(a, alpha, level))), 0.8, 1.25)
+    mu = solve_level(a, alpha, jnp.zeros_like(alpha) + (level - 1.5 / density), k, density)
+    pulses, along, energy = _moments(a, alpha, mu)
+    centre = jnp.where(pulses > 0, energy / along * (k / pulses), alpha)
+    reach = jnp.minimum(0.28 * math.sqrt((candidates - 1) * n) / k, 0.6)
+    return Sweep(
+        centre=centre,
+        start=mu + ((k - pulses) + k - 1.5) / density,
+        slope=centre / alpha * (k / density),
+        first=1 - reach,
+        step=2 * reach / max(candidates - 1, 1),
+        candidates=candidates,
+    )
+
+
+def usual_start(n: int, k: int | jax.Array) -> Usual:
+    """`Usual` for n weights and k pulses."""
     level, ratio, density = jnp.asarray(_start_table(n))[k]
-    return level, ratio, density
+    return Usual(level, ratio, density)
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,13 +233,13 @@ def _gaussian_start(n: int, k: int, level: float) -> tuple[float, float]:
     return sigma * math.sqrt(2 / math.pi) * n / k, density
 
 
-def _solve_level(
-    a: _Rows, alpha: jax.Array, mu: jax.Array, k: int | jax.Array, density: jax.Array, trials: int = 2
+def solve_level(
+    a: Rows, alpha: jax.Array, mu: jax.Array, k: int | jax.Array, density: jax.Array, trials: int = 2
 ) -> jax.Array:
     """The level at which `alpha` gives k pulses, from a guess; a few in a hundred groups end one pulse off."""
     low, high = jnp.full_like(mu, -jnp.inf), jnp.full_like(mu, jnp.inf)
     for _ in range(trials):  # until 0 to 3 pulses are missing
-        missing = k - _total(_fill(a, alpha, mu))
+        missing = k - total(fill(a, alpha, mu))
         low, high = jnp.where(missing >= 0, mu, low), jnp.where(missing < 0, mu, high)
         guess = mu + (missing - 1.5) / density
         guess = jnp.where((guess > low) & (guess < high), guess, (low + high) / 2)
@@ -209,48 +259,61 @@ def _solve_level(
     return mu + rise + jnp.where(missing >= 3, k * 2.0**-22 + (missing - 3) / density, 0)
 
 
-def _fill(a: _Rows, alpha: jax.Array, mu: jax.Array | float) -> _Rows:
+def fill(a: Rows, alpha: jax.Array, mu: jax.Array | float) -> Rows:
+    """The water filling of `alpha` at level `mu`."""
     return [jnp.maximum(jnp.floor(alpha * row + mu), 0) for row in a]
 
 
-def _moments(a: _Rows, alpha: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _moments(a: Rows, alpha: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """sum y, <a, y> and ||y||^2 of the filled y."""
-    y = _fill(a, alpha, mu)
-    return _total(y), _total([row * v for row, v in zip(a, y, strict=True)]), _total([v * v for v in y])
+    y = fill(a, alpha, mu)
+    return total(y), total([row * v for row, v in zip(a, y, strict=True)]), total([v * v for v in y])
 
 
-def _total(rows: Sequence[jax.Array]) -> jax.Array:
+def total(rows: Sequence[jax.Array]) -> jax.Array:
+    """Sum over a group's weights."""
     return functools.reduce(jnp.add, rows)
 
 
 def _repair(a: jax.Array, alpha: jax.Array, mu: jax.Array, k: int | jax.Array) -> jax.Array:
     """The codeword [n, groups] at (alpha, mu), with pulses added or taken one by one until the sum is k."""
-    n = a.shape[0]
-    sound = jnp.isfinite(alpha) & jnp.isfinite(mu)
-    alpha, mu = jnp.where(sound, alpha, k), jnp.where(sound, mu, 0)
-    t = alpha * a + mu
-    y = jnp.clip(jnp.floor(t), 0, k)
+    t, y = first_codeword(a, alpha, mu, k)
 
-    def cheapest(y: jax.Array, change: jax.Array) -> jax.Array:
-        """+-(i + 1) for the weight whose pulse is added or taken after `change` has been made, 0 where k is met."""
-        rows = [y[i] + jnp.where(jnp.abs(change) == i + 1, jnp.sign(change), 0) for i in range(n)]
-        lack = k - _total(rows)
-        adding = lack > 0
-        chosen, least, least_a = jnp.zeros_like(change), jnp.full_like(lack, jnp.inf), a[0]
-        for i, row in enumerate(rows):  # of equal cost: add to the larger weight, take from the smaller
-            cost = jnp.where(adding, row - t[i], jnp.where(row > 0, t[i] - row, jnp.inf))
-            better = (cost < least) | ((cost == least) & jnp.where(adding, a[i] > least_a, a[i] <= least_a))
-            chosen = jnp.where(better, i + 1, chosen)
-            least, least_a = jnp.where(better, cost, least), jnp.where(better, a[i], least_a)
-        return chosen * jnp.sign(lack).astype(jnp.int32)
+    def change(y: jax.Array) -> jax.Array:
+        return cheapest_change(list(y), list(t), list(a), k)
 
     def apply(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        y, change = state
-        hit = jnp.arange(1, n + 1)[:, None] == jnp.abs(change)
-        return y + jnp.where(hit, jnp.sign(change), 0).astype(y.dtype), cheapest(y, change)
+        y, pending = state
+        hit = jnp.arange(1, len(a) + 1)[:, None] == jnp.abs(pending)
+        y = y + jnp.where(hit, jnp.sign(pending), 0).astype(y.dtype)
+        return y, change(y)
 
-    none = jnp.zeros(alpha.shape, jnp.int32)
-    return jax.lax.while_loop(lambda state: jnp.any(state[1] != 0), apply, (y, cheapest(y, none)))[0]
+    return jax.lax.while_loop(lambda state: jnp.any(state[1] != 0), apply, (y, change(y)))[0]
+
+
+def first_codeword(
+    a: jax.Array, alpha: jax.Array, mu: jax.Array, k: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """alpha a + mu and its floor within 0 and k, finite whatever alpha and mu are."""
+    sound = jnp.isfinite(alpha) & jnp.isfinite(mu)
+    t = jnp.where(sound, alpha, k) * a + jnp.where(sound, mu, 0)
+    return t, jnp.clip(jnp.floor(t), 0, k)
+
+
+def cheapest_change(y: Rows, t: Rows, a: Rows, k: int | jax.Array) -> jax.Array:
+    """+-(i + 1) for the weight i where adding or taking a pulse costs least, 0 where the sum is k.
+
+    Of equal costs the larger weight is added to and the smaller taken from, so that order is kept.
+    """
+    lack = k - total(y)
+    adding = lack > 0
+    chosen, least, least_a = jnp.zeros_like(lack, jnp.int32), jnp.full_like(lack, jnp.inf), a[0]
+    for i, (pulses, target, weight) in enumerate(zip(y, t, a, strict=True)):
+        cost = jnp.where(adding, pulses - target, jnp.where(pulses > 0, target - pulses, jnp.inf))
+        better = (cost < least) | ((cost == least) & jnp.where(adding, weight > least_a, weight <= least_a))
+        chosen = jnp.where(better, i + 1, chosen)
+        least, least_a = jnp.where(better, cost, least), jnp.where(better, weight, least_a)
+    return chosen * jnp.clip(lack, -1, 1).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="k")
