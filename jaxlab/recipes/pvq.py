@@ -87,7 +87,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(calib_windows=8, windows=2, context=512),
+    "smoke": Config(calib_windows=8, correction=0.0, sweeps=0, windows=2, context=512),
     "cpu": Config(),
     "gpu": Config(calib_windows=512, calib_context=1024, windows=0),
 }
