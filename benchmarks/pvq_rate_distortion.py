@@ -82,7 +82,8 @@ def run(quick: bool) -> list[Row]:
     sizes = (8, 16) if quick else (8, 16, 32)
     table = [row for n in sizes for row in _pyramid_table(gaussian, n)]
     table += [*_stored(gaussian, sizes[1:]), *_scalars(gaussian, quick)]
-    _figure(table, quick)
+    if not quick:
+        _figure(table)
     table += _margins(table)
     rows = [*table, *_shape_only(gaussian, sizes), *_gain_grids(gaussian), *_searches(quick)]
     rows += _laplacian(laplacian)
@@ -428,7 +429,7 @@ def _real() -> Iterator[Row]:
             yield row | {"real_bits": round(bits, 5), "worst": worst, "worst_db": worst_db}
 
 
-def _figure(rows: list[Row], quick: bool) -> None:
+def _figure(rows: list[Row]) -> None:
     """Gap to Shannon's bound against real bits, one line a family."""
     import matplotlib
 
@@ -451,6 +452,6 @@ def _figure(rows: list[Row], quick: bool) -> None:
     axes.set(xlabel="stored bits a weight", ylabel="dB below Shannon's bound", ylim=(1.5, 8))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title("Gaussian weights, rows of 4096", fontsize=9)
-    with atomic_file(harness.RESULTS / f"pvq_rate_distortion{'-quick' if quick else ''}.png") as temporary:
+    with atomic_file(harness.RESULTS / "pvq_rate_distortion.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
     plt.close(figure)
