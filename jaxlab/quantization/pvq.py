@@ -110,7 +110,6 @@ def quantize(
         )
     columns = w.shape[1]
     padding = -columns % spec.n if pad else 0
-    spec.groups(columns + padding)
     if not bool(jnp.isfinite(w).all()):
         raise InputError(f"w has {int((~jnp.isfinite(w)).sum())} non-finite weights of {w.size}")
     signs = random_signs(key, columns) if rotated else None
@@ -149,8 +148,12 @@ def quantize_prepared(
       padding: zeros to add to a row.
       row_map: turns `f(rows, *replicated) -> rows` into a function of the same arguments, e.g. one that
         shards rows.
+
+    Raises:
+      InputError: the columns do not fit the groups.
     """
     columns = w.shape[1] + padding
+    spec.groups(columns)
     # A power of two that the levels carry: whatever the weights' size, the fp16 scales stay below 2^15, and those
     # of rows down to 2^-29 of the largest weight keep their full precision.
     exponent = jnp.frexp(jnp.max(jnp.abs(w)))[1]

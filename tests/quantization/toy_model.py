@@ -14,7 +14,7 @@ CODE = PVQSpec(16, 28, 3)
 def toy(family="llama", *, seed=0, tied=False, **changes):
     """(params, cfg) with random weights, norms and biases."""
     fields = {
-        "vocab_size": 97, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
+        "vocab_size": 97, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "head_dim": 8,
         "mlp_size": 48, "max_positions": 64, "qkv_bias": family == "qwen2", "qk_norm": family == "qwen3",
         "tie_embeddings": tied, "bos_id": 1, "eos_ids": (2,), "pad_id": 0,
     }  # fmt: skip
@@ -50,6 +50,7 @@ def specs(code=CODE, layers=2, **others):
     return [dict.fromkeys(LINEARS, code) | others for _ in range(layers)]
 
 
-def three_kinds(layers=2):
-    """Codes of two lattices and a scalar one side by side."""
-    return specs(layers=layers, k=PVQSpec(8, 14, 2), down=ScalarSpec(4, 16), v=ScalarSpec(3, 8, "midrise"))
+def mixed_specs(layers=2):
+    """Lattice and scalar codes of several kinds side by side."""
+    scalars = {"v": ScalarSpec(4, 8, "midrise"), "down": ScalarSpec(4, 16, "midtread", clip=True)}
+    return specs(ScalarSpec(3, 16), layers=layers, q=CODE, o=CODE, **scalars)
