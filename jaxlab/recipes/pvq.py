@@ -28,7 +28,7 @@ from jaxlab.quantization.expansion import expand_params
 from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantized, write_tensors
 from jaxlab.quantization.model import QuantizedLayer, Scheme, layer_of, quantize_layers
 from jaxlab.quantization.planner import plan
-from jaxlab.quantization.scalar import ScalarSpec, quantize_scalar
+from jaxlab.quantization.scalar import ScalarGrid, ScalarSpec, quantize_scalar
 from jaxlab.quantization.sensitivity import Sensitivity, sensitivity, token_weights
 from jaxlab.runs import RunFolder
 
@@ -232,11 +232,10 @@ def _schemes(work: _Work) -> dict[str, Scheme]:
     readers = {name: cfg.num_heads // cfg.num_kv_heads if name in ("k", "v") else 1 for name in LINEARS}
     costs = {(layer, name): float(math.prod(shapes[name]) * readers[name]) for layer, name in by_matrix}
     specs = plan(by_matrix, config.bits, n=config.group, costs=costs)
-    scalar = _scalar_code(shapes, config.bits)
-    alike = [dict.fromkeys(LINEARS, scalar)] * cfg.num_layers
+    plain, clipped = _scalar_code(shapes, config.bits, "minmax"), _scalar_code(shapes, config.bits, "midrise")
     return {
-        "rtn": Scheme(alike, rotated=False, feedback=False),
-        "gptq": Scheme(alike, damping=config.damping),
+        "rtn": Scheme([dict.fromkeys(LINEARS, plain)] * cfg.num_layers, rotated=False, feedback=False),
+        "gptq": Scheme([dict.fromkeys(LINEARS, clipped)] * cfg.num_layers, damping=config.damping),
         "pvq": Scheme(
             [{name: specs[layer, name] for name in LINEARS} for layer in range(cfg.num_layers)],
             correction=config.correction,
@@ -246,8 +245,12 @@ def _schemes(work: _Work) -> dict[str, Scheme]:
     }
 
 
-def _scalar_code(shapes: dict[str, tuple[int, int]], bits: float) -> ScalarSpec:
-    """The clipped symmetric code whose real rate is the nearest that is not below `bits`."""
+def _scalar_code(shapes: dict[str, tuple[int, int]], bits: float, grid: ScalarGrid) -> ScalarSpec:
+    """The scalar code whose real rate is the nearest that is not below `bits`.
+
+    "minmax" is the usual round-to-nearest, which keeps outliers; on rotated weights, which have none, the clipped
+    symmetric "midrise" code is better at every rate.
+    """
     common = math.gcd(*(columns for _, columns in shapes.values()))
     weights = sum(rows * columns for rows, columns in shapes.values())
 
@@ -255,7 +258,9 @@ def _scalar_code(shapes: dict[str, tuple[int, int]], bits: float) -> ScalarSpec:
         return sum(rows * columns * spec.stored_bits(columns) for rows, columns in shapes.values()) / weights
 
     groups = [group for group in range(16, 257) if common % group == 0]
-    codes = [ScalarSpec(width, group, "midrise", clip=True) for width in range(1, 9) for group in groups]
+    codes = [
+        ScalarSpec(width, group, grid, clip=grid != "minmax") for width in range(1, 9) for group in groups
+    ]
     fitting = [code for code in codes if rate(code) >= bits - 1e-9]
     if not fitting:
         raise InputError(f"no scalar code of {bits} bits or more has groups that divide widths of {common}")
