@@ -1,8 +1,8 @@
 """Perplexity of real models against real bits a weight: PVQ, GPTQ with the same rotation, round-to-nearest.
 
 Every point is one run of the recipe `pvq` in the user's cache, so that an interrupted benchmark goes on where it was.
-RTN (min-max) and GPTQ (clipped, symmetric) use the scalar code of the nearest real rate that is not below the budget. Differences
-are paired over the same test windows, with their standard error.
+RTN (min-max) and GPTQ (clipped, symmetric) use the scalar code of the nearest real rate that is not below the
+budget. Differences are paired over the same test windows, with their standard error.
 """
 
 import dataclasses

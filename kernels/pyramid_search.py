@@ -36,9 +36,10 @@ def search(
 ) -> jax.Array:
     """Codeword of (nearly) the smallest angle to each group.
 
-    Against the exact search it loses less than 0.001 dB of distortion on Gaussian groups at 8 candidates and about
-    0.002 dB at 3. Signs are those of x; larger magnitudes never get fewer pulses; ties go to the lowest index. A
-    group of zeros, or one with a NaN or an infinity (callers check for these), gives (k, 0, ..., 0).
+    Against the exact search it loses about 0.001 dB of distortion on Gaussian groups at 8 candidates and up to
+    0.004 dB at 3. Signs are those of x; larger magnitudes never get fewer pulses; ties go to the lowest index. A
+    group of zeros, or one with a NaN or an infinity (callers check for these), gives (k, 0, ..., 0). Compile time
+    grows with n: seconds up to n = 32, a minute at 128.
 
     Args:
       x: floating point [..., n], n >= 1; any scale.

@@ -95,7 +95,9 @@ def test_bits_are_those_on_disk_and_within_the_budget(finished, tiny_config):
         for name in opened.keys():
             if ".layers." in name and ".pvq_" in name:
                 stored += opened.get_tensor(name).nbytes
-    weights = sum(math.prod(shape) for shape in layer_shapes(TINY).values() if len(shape) == 2) * TINY.num_layers
+    weights = (
+        sum(math.prod(shape) for shape in layer_shapes(TINY).values() if len(shape) == 2) * TINY.num_layers
+    )
     assert summary["bits_per_weight"] == pytest.approx(8 * stored / weights)
     assert summary["bits_pvq"] == summary["bits_per_weight"]
     levels_and_signs = 0.35  # of matrices this small; a thousandth of that in a real model
