@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
@@ -221,11 +222,19 @@ def _quantize_matrix(
     scheme: Scheme,
     row_map: RowMap,
 ) -> QuantizedTensor:
+    tensor: QuantizedTensor
     if isinstance(spec, ScalarSpec):
-        return quantize_scalar(w, signs, factor, spec=spec, row_map=row_map)
-    return quantize_prepared(
-        w, signs, factor, spec=spec, sweeps=scheme.sweeps, refit=scheme.refit, row_map=row_map
-    )
+        tensor = quantize_scalar(w, signs, factor, spec=spec, row_map=row_map)
+    else:
+        tensor = quantize_prepared(
+            w, signs, factor, spec=spec, sweeps=scheme.sweeps, refit=scheme.refit, row_map=row_map
+        )
+    # Whole on every device: spread, the codes would make XLA split the passes through the model, and sum in another
+    # order.
+    sharding = tensor.words.sharding
+    if isinstance(sharding, NamedSharding):
+        tensor = jax.device_put(tensor, NamedSharding(sharding.mesh, PartitionSpec()))
+    return tensor
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
