@@ -34,7 +34,7 @@ from jaxlab.quantization.rows import (
     shared_tables,
     unit_direction,
 )
-from jaxlab.quantization.spec import PVQSpec, RowMap
+from jaxlab.quantization.spec import PVQSpec, RowMap, bind
 
 _LEAST_EXPONENT = -120  # of the scales' unit, so that it and the levels stay normal float32 numbers
 
@@ -160,7 +160,7 @@ def quantize_prepared(
     unit = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent - 15, _LEAST_EXPONENT))
     levels = jnp.asarray(levels_for(spec, columns))
     tables = shared_tables(spec.n, spec.k)
-    rows = functools.partial(
+    rows = bind(
         quantize_rows,
         n=spec.n,
         candidates=spec.candidates,

@@ -18,7 +18,7 @@ from jaxlab.kernels.block_feedback import block_feedback
 from jaxlab.models.linear import register_linear
 from jaxlab.quantization.packing import WORD, pack, unpack, words_for
 from jaxlab.quantization.rotation import rotate, unrotate
-from jaxlab.quantization.spec import RowMap
+from jaxlab.quantization.spec import RowMap, bind
 
 ScalarGrid = Literal["minmax", "midrise", "midtread"]
 _OFFSET: dict[str, float] = {"midrise": 0.5, "midtread": 0.0}
@@ -140,7 +140,7 @@ def quantize_scalar(
         raise InputError(
             f"the largest weight is {peak}; fp16 scales need finite weights up to {_LARGEST:.0f}"
         )
-    words, scale, minimum = row_map(functools.partial(_scalar_rows, spec=spec))(w, signs, inverse_factor)
+    words, scale, minimum = row_map(bind(_scalar_rows, spec=spec))(w, signs, inverse_factor)
     return ScalarTensor(words, scale, minimum if spec.grid == "minmax" else None, signs, spec, w.shape[1])
 
 

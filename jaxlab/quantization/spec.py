@@ -1,6 +1,7 @@
 """What a pyramid code is: its sizes, and how many bits it takes."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,7 +10,10 @@ from jaxlab.kernels.pyramid_index import MAX_PULSES, count
 from jaxlab.kernels.pyramid_search import MAX_CANDIDATES
 
 RowMap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Wraps a function `f(rows, *replicated) -> rows`, for instance to shard the rows over devices."""
+"""Wraps a function `f(rows, *replicated) -> rows`, for instance to shard the rows over devices.
+
+For the same code and shapes it is given the same `f`, so that `functools.cache` makes one program serve many matrices.
+"""
 
 Grid = Literal["lloyd", "companded", "quantile"]
 GRIDS: tuple[Grid, ...] = ("lloyd", "companded", "quantile")
@@ -95,6 +99,12 @@ class PVQSpec:
 def index_bits(n: int, k: int) -> int:
     """ceil(log2 V(n, k)), exactly."""
     return (count(n, k) - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=256)
+def bind(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
+    """`functools.partial`, but the same object for the same arguments."""
+    return functools.partial(function, **static)
 
 
 def _between(name: str, value: int, low: int, high: int) -> None:

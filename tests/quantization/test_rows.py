@@ -7,7 +7,8 @@ import pytest
 
 from jaxlab.kernels.pyramid_index import count
 from jaxlab.quantization import PVQSpec, ScalarSpec, quantize, quantize_scalar, rank, rank_tables
-from jaxlab.quantization.pvq import levels_for
+from jaxlab.quantization.pvq import levels_for, quantize_prepared
+from jaxlab.quantization.rotation import random_signs
 from jaxlab.quantization.rows import (
     code_of,
     encode,
@@ -103,3 +104,17 @@ def test_rows_are_quantized_independently_of_each_other():
     np.testing.assert_array_equal(shuffled.scale, straight.scale[order])
     scalar, scalar_shuffled = (quantize_scalar(jnp.asarray(x), spec=ScalarSpec(3, 16)) for x in (w, w[order]))
     np.testing.assert_array_equal(scalar_shuffled.words, scalar.words[order])
+
+
+def test_row_maps_are_given_the_same_function_for_the_same_code():
+    w, seen = jnp.ones((8, 64)), []
+
+    def row_map(function):
+        seen.append(function)
+        return function
+
+    for _ in range(2):
+        quantize_scalar(w, spec=ScalarSpec(3, 16), row_map=row_map)
+        for code in (CODE, PVQSpec(16, 20, 1)):
+            quantize_prepared(w, random_signs(jax.random.key(0), 64), None, spec=code, row_map=row_map)
+    assert seen[0] is seen[3] and seen[1] is seen[2] is seen[4] is seen[5]
