@@ -257,7 +257,9 @@ def _scalar_code(shapes: dict[str, tuple[int, int]], bits: float, grid: ScalarGr
     def rate(spec: ScalarSpec) -> float:
         return sum(rows * columns * spec.stored_bits(columns) for rows, columns in shapes.values()) / weights
 
-    groups = [group for group in range(16, 257) if common % group == 0]
+    groups = [
+        group for group in range(32, 257) if common % group == 0
+    ]  # smaller ones spend more on scales than on codes
     codes = [
         ScalarSpec(width, group, grid, clip=grid != "minmax") for width in range(1, 9) for group in groups
     ]
