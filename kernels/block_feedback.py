@@ -35,15 +35,8 @@ def block_feedback(
       ValueError: the shapes do not fit.
     """
     rows, columns = weight.shape
-    if block < 1 or columns % block:
-        raise ValueError(f"weight has {columns} columns, not a multiple of block = {block}")
-    if inverse_factor.shape != (columns, columns):
-        raise ValueError(f"inverse_factor is {inverse_factor.shape}, expected {(columns, columns)}")
-    blocks = columns // block
-    stripes = inverse_factor.reshape(blocks, block, columns)
-    diagonal = jax.vmap(lambda stripe, i: jax.lax.dynamic_slice_in_dim(stripe, i * block, block, 1))(
-        stripes, jnp.arange(blocks)
-    )
+    stripes, diagonal = _blocks(weight, inverse_factor, "inverse_factor", block)
+    blocks = len(stripes)
     spread = jax.scipy.linalg.solve_triangular(diagonal, stripes)  # U_BB^-1 U_B, all blocks at once
     column = jnp.arange(columns)
 
@@ -88,15 +81,8 @@ def block_descent(
       ValueError: the shapes do not fit.
     """
     rows, columns = weight.shape
-    if block < 1 or columns % block:
-        raise ValueError(f"weight has {columns} columns, not a multiple of block = {block}")
-    if hessian.shape != (columns, columns):
-        raise ValueError(f"hessian is {hessian.shape}, expected {(columns, columns)}")
-    blocks = columns // block
-    stripes = hessian.reshape(blocks, block, columns)
-    corners = jax.vmap(lambda stripe, i: jax.lax.dynamic_slice_in_dim(stripe, i * block, block, 1))(
-        stripes, jnp.arange(blocks)
-    )
+    stripes, corners = _blocks(weight, hessian, "hessian", block)
+    blocks = len(stripes)
 
     def step(pull: jax.Array, inputs: tuple[Any, ...]) -> tuple[jax.Array, Any]:
         i, stripe, corner, inverse, old_codes, old = inputs
@@ -115,6 +101,20 @@ def block_descent(
     inputs = (jnp.arange(blocks), stripes, corners, jnp.linalg.inv(corners), codes, by_block)
     _, (codes, by_block) = jax.lax.scan(step, (weight - quantized) @ hessian, inputs)
     return codes, by_block.transpose(1, 0, 2).reshape(rows, columns)
+
+
+def _blocks(weight: jax.Array, square: jax.Array, name: str, block: int) -> tuple[jax.Array, jax.Array]:
+    """The rows of `square` block by block [C / block, block, C], and its diagonal blocks [C / block, block, block]."""
+    columns = weight.shape[1]
+    if block < 1 or columns % block:
+        raise ValueError(f"weight has {columns} columns, not a multiple of block = {block}")
+    if square.shape != (columns, columns):
+        raise ValueError(f"{name} is {square.shape}, expected {(columns, columns)}")
+    stripes = square.reshape(columns // block, block, columns)
+    corners = jax.vmap(lambda stripe, i: jax.lax.dynamic_slice_in_dim(stripe, i * block, block, 1))(
+        stripes, jnp.arange(len(stripes))
+    )
+    return stripes, corners
 
 
 def inverse_cholesky(hessian: jax.Array, *, damping: float = 0.01) -> jax.Array:
