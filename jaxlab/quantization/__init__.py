@@ -15,7 +15,7 @@ _EXPORTS = {
     "jaxlab.quantization.rotation": ("rotate", "unrotate", "fold_rotation"),
     "jaxlab.quantization.scalar": ("ScalarSpec", "ScalarTensor", "dequantize_scalar", "quantize_scalar"),
     "jaxlab.quantization.planner": ("candidates", "plan"),
-    "jaxlab.quantization.sensitivity": ("matrix_costs", "sensitivity", "token_weights"),
+    "jaxlab.quantization.sensitivity": ("Sensitivity", "matrix_costs", "token_weights"),
     "jaxlab.quantization.model": ("Scheme", "quantize_layers"),
     "jaxlab.quantization.expansion": ("expand", "expand_params"),
     "jaxlab.quantization.format": ("bits_on_disk", "load_quantized", "save_quantized"),
