@@ -1,10 +1,14 @@
 """Shared by all tests: the compilation cache, and the real model that many of them look at."""
 
+import hypothesis
 import jax
 import pytest
 
 from jaxlab.files import cache_dir
 
+# The same examples on every run, so that a failure is the change's and can be repeated.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
 jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
