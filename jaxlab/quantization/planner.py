@@ -17,7 +17,7 @@ from scipy import special
 from jaxlab.errors import InputError
 from jaxlab.kernels.pyramid_index import count
 from jaxlab.quantization.gains import gain_levels
-from jaxlab.quantization.spec import PVQSpec, index_bits
+from jaxlab.quantization.spec import Grid, PVQSpec, index_bits
 
 MAX_PLANNED_INDEX_BITS = 64
 _MAX_GAIN_BITS = 5
@@ -197,11 +197,11 @@ def _direction_distortion(n: int, k: int) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def _gain_distortion(n: int, columns: int, bits: int, grid: str) -> float:
+def _gain_distortion(n: int, columns: int, bits: int, grid: Grid) -> float:
     """Mean squared error a weight of the norm's levels on the Beta law."""
     if columns <= n:
         return 0.0
     middle = (np.arange(4096) + 0.5) / 4096
     norm = np.sqrt(columns * special.betaincinv(n / 2, (columns - n) / 2, middle))
-    levels = gain_levels(n, columns, bits, grid)  # type: ignore[arg-type]
+    levels = gain_levels(n, columns, bits, grid)
     return float(np.mean(np.min(np.abs(norm[:, None] - levels), axis=1) ** 2) / n)

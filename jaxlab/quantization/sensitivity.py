@@ -109,7 +109,7 @@ def token_weights(
 
     The squared gradients are heavy-tailed: the first token of a window, which all others attend to, may count a
     thousand times an average one. Their square root (power 1/2) keeps enough tokens in play for the moments to be
-    well estimated from few windows; on SmolLM2 it gave a lower divergence than 0 and 1.
+    well estimated from few windows; for the v matrices of SmolLM2 it gave a lower divergence than power 1.
 
     Args:
       fisher: see `sensitivity`.

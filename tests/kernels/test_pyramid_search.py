@@ -136,7 +136,7 @@ def test_equivariant_under_permutations_signs_and_scales(seed, size, exponent):
     moved = np.asarray(search(jnp.asarray((x * signs)[:, order]), k=k))
     scaled = np.asarray(search(jnp.asarray(np.float32(2.0) ** exponent * x), k=k))
     # Sums in another order round differently, so that among nearly equal codewords another may win. The search is not
-    # exact: one group in some thousands then loses up to a few 1e-4 of its cosine (2.2e-4 seen at (16, 28)).
+    # exact: a group whose cosine differed by 2.2e-4 has been seen at (16, 28).
     np.testing.assert_allclose(cosine(x, scaled), cosine(x, y), rtol=1e-6)
     np.testing.assert_allclose(cosine((x * signs)[:, order], moved), cosine(x, y), rtol=1e-3)
     assert (moved == (y * signs)[:, order]).all(-1).mean() > 0.85
