@@ -7,7 +7,6 @@ QEP (arXiv:2504.09629).
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,18 +16,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
+from jaxlab.kernels.block_feedback import damped
 from jaxlab.models.config import ModelConfig
+from jaxlab.models.fast_products import with_fast_products
 from jaxlab.models.linear import LINEARS, dense
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
-from jaxlab.models.transformer import INPUT_SITES, block, embed
+from jaxlab.models.transformer import INPUT_SITES, embed
+from jaxlab.quantization.activations import block_inputs, second_moment
 from jaxlab.quantization.pvq import PVQTensor, dequantize, feedback_factor, quantize_prepared
 from jaxlab.quantization.rotation import random_signs
 from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor, dequantize_scalar, quantize_scalar
 from jaxlab.quantization.spec import PVQSpec, RowMap
 
 Spec = PVQSpec | ScalarSpec
-_SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 QuantizedTensor = PVQTensor | ScalarTensor
 
 
@@ -48,6 +49,8 @@ class Scheme:
     """Share of the Hessian's mean diagonal that is added to it, > 0."""
     sweeps: int = 0
     """Passes of coordinate descent over the groups after the feedback (PVQ)."""
+    output_damping: float = 0.1
+    """Share of the mean diagonal of the gradients' second moment at the outputs that is added to it, > 0."""
     refit: bool = False
     """Fit the gains again once the directions are known (PVQ with feedback)."""
 
@@ -90,6 +93,7 @@ def quantize_layers(
     *,
     tokens: Int[Array, "windows context"] | None = None,
     token_weights: Mapping[str, Float[Array, "layers windows context"]] | None = None,
+    output_moments: Mapping[str, Float[Array, "layers rows rows"]] | None = None,
     done: Sequence[Mapping[str, QuantizedTensor]] = (),
     row_map: RowMap = lambda function: function,
 ) -> Iterator[QuantizedLayer]:
@@ -103,6 +107,8 @@ def quantize_layers(
       tokens: calibration windows; needed with `scheme.feedback`.
       token_weights: for each matrix how much an error at a token matters (see `sensitivity`); None is all the
         same.
+      output_moments: for each matrix the second moment of the gradients at its outputs (see `sensitivity`):
+        PVQ then passes errors on between rows too.
       done: tensors of the first blocks from an interrupted run; the iterator goes on after them, with the
         same result.
       row_map: wraps the row-wise quantizer `f(rows, *replicated)`, e.g. to shard rows over devices.
@@ -123,24 +129,30 @@ def quantize_layers(
     if scheme.feedback:
         hidden = embed(params, cfg, jnp.asarray(tokens))
         state = _Activations(hidden if scheme.correction > 0 else None, hidden)
-    frequencies, windows = layer_geometry(cfg)
+    geometry = layer_geometry(cfg)
     for index in range(cfg.num_layers):
         layer = layer_of(params, index)
-        geometry = take_layer((frequencies, windows), index)
+        exact, inputs = None, None
+        place = take_layer(geometry, index)
+        if state is not None and state.exact is not None:
+            exact, inputs = block_inputs(with_fast_products(layer), cfg, state.exact, *place)
         result = None
         if index < len(done):
             tensors = dict(done[index])
         else:
-            weights = None if token_weights is None else take_layer(dict(token_weights), index)
-            layer_key = jax.random.fold_in(key, index)
-            result = _quantize_layer(layer, cfg, geometry, scheme, layer_key, index, state, weights, row_map)
+            by_layer = (dict(token_weights or {}), dict(output_moments or {}))
+            weights, outputs = take_layer(by_layer, index)
+            calibration = None
+            if state is not None:
+                calibration = _Calibration(cfg, state.quantized, inputs, place, weights, outputs)
+            result = _quantize_layer(
+                layer, scheme, jax.random.fold_in(key, index), index, calibration, row_map
+            )
             tensors = result.tensors
         if state is not None and index + 1 < cfg.num_layers:
             approximate = layer | {name: dequantize_any(tensor) for name, tensor in tensors.items()}
-            state = _Activations(
-                None if state.exact is None else _advance(layer, cfg, state.exact, *geometry),
-                _advance(approximate, cfg, state.quantized, *geometry),
-            )
+            after, _ = block_inputs(with_fast_products(approximate), cfg, state.quantized, *place, sites=())
+            state = _Activations(exact, after)
         if result is not None:
             yield result
 
@@ -165,59 +177,77 @@ class _Activations(NamedTuple):
     quantized: Float[Array, "windows context hidden"]
 
 
+class _Calibration(NamedTuple):
+    """What a block is quantized for."""
+
+    cfg: ModelConfig
+    hidden: Float[Array, "windows context hidden"]
+    """Residual stream of the quantized model before the block."""
+    exact: dict[str, Array] | None
+    """Inputs of the block's matrices in the exact model (with correction)."""
+    place: tuple[Array, Array]
+    """The block's row of `layer_geometry`."""
+    weights: dict[str, Array]
+    """Of the tokens, for each matrix; empty: all the same."""
+    outputs: dict[str, Array]
+    """Second moments of the gradients at the outputs, or empty."""
+
+
 def _quantize_layer(
     layer: dict[str, Any],
-    cfg: ModelConfig,
-    geometry: tuple[Array, Array],
     scheme: Scheme,
     key: jax.Array,
     index: int,
-    state: _Activations | None,
-    token_weights: Mapping[str, Array] | None,
+    calibration: _Calibration | None,
     row_map: RowMap,
 ) -> QuantizedLayer:
+    """The matrices in the order in which the block uses them, each site's inputs as those before it leave them."""
     specs = scheme.specs[index]
+    tensors: dict[str, QuantizedTensor] = {}
     weight_sqnr: dict[str, float] = {}
     output_sqnr: dict[str, float] = {}
-    moments = None
-    if state is not None:
-        moments = _moments(layer, cfg, state, *geometry, token_weights)
-    signs_of: dict[str, Array | None] = {}
+    current = dict(layer)
     for number, (site, names) in enumerate(INPUT_SITES.items()):
-        size = dense(layer[names[0]]).shape[1]
-        signs_of[site] = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
-    factors: dict[str, Array] = {}
-    for source, moment in (moments or {}).items():
-        try:
-            signs = signs_of[_SITE_OF.get(source, source)]
-            factors[source] = feedback_factor(moment.hessian, signs, damping=scheme.damping)
-        except InputError as error:
-            raise InputError(f"layer {index}, {source}: {error}") from error
-
-    def one(name: str) -> QuantizedTensor:
-        w = dense(layer[name]).astype(jnp.float32)
-        if not bool(jnp.isfinite(w).all()):
-            raise InputError(f"non-finite weight in layer {index}, matrix {name}")
-        signs = signs_of[_SITE_OF[name]]
-        if moments is None:
-            tensor = _quantize_matrix(w, signs, None, specs[name], scheme, row_map)
-        else:
-            source = name if name in moments else _SITE_OF[name]
-            moment, target = moments[source], w
-            if moment.cross is not None:
-                target = _corrected(w, moment.hessian, moment.cross, scheme.damping, scheme.correction)
-            tensor = _quantize_matrix(target, signs, factors[source], specs[name], scheme, row_map)
-            output_sqnr[name] = float(_sqnr(w, dequantize_any(tensor), moment.hessian))
-        weight_sqnr[name] = float(_sqnr(w, dequantize_any(tensor), None))
-        return tensor
-
-    return QuantizedLayer(index, {name: one(name) for name in LINEARS}, weight_sqnr, output_sqnr)
+        matrices = {name: dense(layer[name]).astype(jnp.float32) for name in names}
+        for name, w in matrices.items():
+            if not bool(jnp.isfinite(w).all()):
+                raise InputError(f"non-finite weight in layer {index}, matrix {name}")
+        size = matrices[names[0]].shape[1]
+        signs = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
+        moments: dict[str, _Moments] = {}
+        factors: dict[str, Array] = {}
+        if calibration is not None:
+            moments = _moments(with_fast_products(current), calibration, site)
+            try:
+                factors = {
+                    source: feedback_factor(moment.hessian, signs, damping=scheme.damping)
+                    for source, moment in moments.items()
+                }
+            except InputError as error:
+                raise InputError(f"layer {index}, {site}: {error}") from error
+        for name, w in matrices.items():
+            target, factor, outputs = w, None, None
+            moment = moments.get(name, moments.get(site))
+            if calibration is not None and moment is not None:
+                factor = factors.get(name, factors.get(site))
+                outputs = calibration.outputs.get(name)
+                if moment.cross is not None:
+                    target = _corrected(w, moment.hessian, moment.cross, scheme.damping, scheme.correction)
+            tensor = _quantize_matrix(target, signs, factor, outputs, specs[name], scheme, row_map)
+            approximate = dequantize_any(tensor)
+            tensors[name] = tensor
+            current[name] = approximate
+            weight_sqnr[name] = float(_sqnr(w, approximate, None))
+            if moment is not None:
+                output_sqnr[name] = float(_sqnr(w, approximate, moment.hessian))
+    return QuantizedLayer(index, tensors, weight_sqnr, output_sqnr)
 
 
 def _quantize_matrix(
     w: Array,
     signs: Array | None,
     factor: Array | None,
+    outputs: Array | None,
     spec: Spec,
     scheme: Scheme,
     row_map: RowMap,
@@ -226,8 +256,17 @@ def _quantize_matrix(
     if isinstance(spec, ScalarSpec):
         tensor = quantize_scalar(w, signs, factor, spec=spec, row_map=row_map)
     else:
+        if outputs is not None:
+            outputs = damped(outputs.astype(jnp.float32), scheme.output_damping)
         tensor = quantize_prepared(
-            w, signs, factor, spec=spec, sweeps=scheme.sweeps, refit=scheme.refit, row_map=row_map
+            w,
+            signs,
+            factor,
+            spec=spec,
+            sweeps=scheme.sweeps,
+            refit=scheme.refit,
+            output_moment=outputs,
+            row_map=row_map,
         )
     # Whole on every device: spread, the codes would make XLA split the passes through the model, and sum in another
     # order.
@@ -237,68 +276,22 @@ def _quantize_matrix(
     return tensor
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def _advance(
-    layer: dict[str, Any], cfg: ModelConfig, hidden: Array, frequencies: Array, window: Array
-) -> Array:
-    """The residual stream after one block, a window at a time."""
-
-    def one(hidden: Array) -> Array:
-        return block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[0][0]
-
-    return jax.lax.map(one, hidden)
-
-
-@functools.partial(jax.jit, static_argnames="cfg")
-def _moments(
-    layer: dict[str, Any],
-    cfg: ModelConfig,
-    state: _Activations,
-    frequencies: Array,
-    window: Array,
-    weights: dict[str, Float[Array, "windows context"]] | None,
-) -> dict[str, _Moments]:
-    """Moments of the inputs of each matrix, each token with its weight; without weights, of each site."""
-
-    def taps(hidden: Array) -> dict[str, Array]:
-        inputs = block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)[2]
-        by_site = {site: x[0] for site, x in inputs.items()}
-        return by_site if weights is None else {name: by_site[_SITE_OF[name]] for name in weights}
-
-    def add(
-        total: dict[str, _Moments], one_window: tuple[_Activations, dict[str, Array] | None]
-    ) -> tuple[dict[str, _Moments], None]:
-        hidden, weights = one_window
-        quantized = taps(hidden.quantized)
-        exact = None if hidden.exact is None else taps(hidden.exact)
-
-        def plus(name: str) -> _Moments:
-            x = quantized[name]
-            weighted = x if weights is None else x * weights[name][:, None]
-            before = total[name]
-            cross = None
-            if exact is not None and before.cross is not None:
-                cross = before.cross + exact[name].T @ weighted
-            return _Moments(before.hessian + x.T @ weighted, cross)
-
-        return {name: plus(name) for name in total}, None
-
-    def zero(x: jax.ShapeDtypeStruct) -> _Moments:
-        square = jnp.zeros((x.shape[-1], x.shape[-1]))
-        return _Moments(square, None if state.exact is None else square)
-
-    shapes = jax.eval_shape(taps, state.quantized[0])
-    total, _ = jax.lax.scan(add, {name: zero(x) for name, x in shapes.items()}, (state, weights))
-    count = state.quantized.shape[0] * state.quantized.shape[1]
-    weight = {name: count if weights is None else jnp.sum(weights[name]) for name in total}
-    return {name: jax.tree.map(lambda x, name=name: x / weight[name], total[name]) for name in total}
+def _moments(layer: dict[str, Any], calibration: _Calibration, site: str) -> dict[str, _Moments]:
+    """Moments of the inputs of each matrix at a site, each token with its weight; without weights, of the site."""
+    _, inputs = block_inputs(layer, calibration.cfg, calibration.hidden, *calibration.place, sites=(site,))
+    exact = None if calibration.exact is None else calibration.exact[site]
+    if not calibration.weights:
+        return {site: _Moments(*second_moment(inputs[site], exact, None))}
+    return {
+        name: _Moments(*second_moment(inputs[site], exact, calibration.weights[name]))
+        for name in INPUT_SITES[site]
+    }
 
 
 @jax.jit
 def _corrected(w: Array, hessian: Array, cross: Array, damping: Array, share: Array) -> Array:
     """The matrix that on the quantized model's inputs comes closest to what `w` does on the exact model's."""
-    damped = hessian + damping * jnp.mean(jnp.diagonal(hessian)) * jnp.eye(w.shape[1])
-    shift = jax.scipy.linalg.solve(damped, (cross - hessian).T @ w.T, assume_a="pos").T
+    shift = jax.scipy.linalg.solve(damped(hessian, damping), (cross - hessian).T @ w.T, assume_a="pos").T
     return w + share * shift
 
 

@@ -133,6 +133,8 @@ def quantize_prepared(
     sweeps: int = 0,
     refit: bool = False,
     padding: int = 0,
+    output_moment: Float[Array, "rows rows"] | None = None,
+    row_sets: int = 64,
     row_map: RowMap = lambda function: function,
 ) -> PVQTensor:
     """`quantize` with the rotation drawn and the Hessian factored, by a row-wise function that `row_map` may
@@ -146,6 +148,9 @@ def quantize_prepared(
       sweeps: as in `quantize`.
       refit: as in `quantize`.
       padding: zeros to add to a row.
+      output_moment: damped second moment of the gradients at the outputs; passes errors on between rows too. Rows
+        then depend on each other, and `row_map` is not used.
+      row_sets: at most so many sets of rows are quantized one after the other then.
       row_map: turns `f(rows, *replicated) -> rows` into a function of the same arguments, e.g. one that
         shards rows.
 
@@ -168,8 +173,13 @@ def quantize_prepared(
         sweeps=sweeps,
         refit=refit and inverse_factor is not None,
         padding=padding,
+        row_sets=max(sets for sets in range(1, row_sets + 1) if w.shape[0] % sets == 0),
     )
-    words, scale = row_map(rows)(w, unit, code_of(spec, levels), jnp.asarray(tables), signs, inverse_factor)
+    arguments = (w, unit, code_of(spec, levels), jnp.asarray(tables), signs, inverse_factor)
+    if output_moment is None:
+        words, scale = row_map(rows)(*arguments)
+    else:
+        words, scale = rows(*arguments, output_moment)
     return PVQTensor(words[:, : spec.row_words(columns)], scale, unit * levels, signs, spec, w.shape[1])
 
 

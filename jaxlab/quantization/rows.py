@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float16, Float32, Int, Int8, Int32, UInt8, UInt32
 
-from jaxlab.kernels.block_feedback import block_descent, inverse_cholesky
+from jaxlab.kernels.block_feedback import (
+    Descent,
+    Feedback,
+    block_descent,
+    inverse_cholesky,
+    prepare_descent,
+    prepare_feedback,
+)
 from jaxlab.kernels.block_feedback import block_feedback as feed_back
 from jaxlab.kernels.pyramid_index import count, limbs, rank, rank_tables
 from jaxlab.kernels.pyramid_search import search
@@ -61,7 +68,9 @@ def most_words(n: int, columns: int) -> int:
     return words_for(columns // n, MAX_INDEX_BITS + MAX_GAIN_BITS)
 
 
-@functools.partial(jax.jit, static_argnames=("n", "candidates", "words", "sweeps", "refit", "padding"))
+@functools.partial(
+    jax.jit, static_argnames=("n", "candidates", "words", "sweeps", "refit", "padding", "row_sets")
+)
 def quantize_rows(
     w: Float[Array, "rows columns"],
     unit: Float32[Array, ""],
@@ -69,6 +78,7 @@ def quantize_rows(
     tables: UInt32[Array, "n k m limbs"],
     signs: Bool[Array, " columns"] | None,
     inverse_factor: Float[Array, "columns columns"] | None,
+    output_moment: Float[Array, "rows rows"] | None = None,
     *,
     n: int,
     candidates: int,
@@ -76,8 +86,9 @@ def quantize_rows(
     sweeps: int = 0,
     refit: bool = False,
     padding: int = 0,
+    row_sets: int = 1,
 ) -> tuple[UInt32[Array, "rows words"], Float16[Array, " rows"]]:
-    """Words and scales of the rows of a `PVQTensor`, each row by itself.
+    """Words and scales of the rows of a `PVQTensor`, each row by itself unless `output_moment` is given.
 
     Args:
       w: weights in the original basis.
@@ -86,12 +97,16 @@ def quantize_rows(
       tables: `shared_tables`.
       signs: of the rotation, or None.
       inverse_factor: upper U with H^-1 = U^T U in the rotated basis, or None for no feedback.
+      output_moment: damped second moment of the gradients at the outputs, or None for no feedback between rows
+        (with `inverse_factor`).
       n: weights per group.
       candidates: of the direction search.
       words: length of a row of words, at least what the code needs.
       sweeps: passes of coordinate descent over the groups after the feedback.
       refit: fit the gains again once the directions are known.
       padding: zeros added to a row.
+      row_sets: with `output_moment`, how many sets of rows there are, quantized one after the other; divides the
+        number of rows.
     """
     w = w / unit
     if signs is not None:
@@ -106,9 +121,23 @@ def quantize_rows(
     else:
         if padding:
             inverse_factor = jax.scipy.linalg.block_diag(inverse_factor, jnp.eye(padding, dtype=w.dtype))
-        y, gains = quantize_with_feedback(
-            w, inverse_factor, scale, code, n=n, candidates=candidates, sweeps=sweeps
-        )
+        feedback = _prepare(inverse_factor, n=n, sweeps=sweeps)
+        if output_moment is None:
+            y, gains, _ = _quantize_rows_with_feedback(
+                w, feedback, scale, code, n=n, candidates=candidates, sweeps=sweeps
+            )
+        else:
+            y, gains = _quantize_row_sets(
+                w,
+                feedback,
+                output_moment,
+                scale,
+                code,
+                n=n,
+                candidates=candidates,
+                sweeps=sweeps,
+                sets=row_sets,
+            )
         if refit:
             gains = refit_gains(w, y, inverse_factor, scale, code, n=n)
     return encode(y, gains, code, tables, words=words), scale
@@ -154,23 +183,97 @@ def quantize_with_feedback(
       candidates: of the direction search.
       sweeps: passes of coordinate descent over the groups after that.
     """
+    y, gains, _ = _quantize_rows_with_feedback(
+        w,
+        _prepare(inverse_factor, n=n, sweeps=sweeps),
+        scale,
+        code,
+        n=n,
+        candidates=candidates,
+        sweeps=sweeps,
+    )
+    return y, gains
+
+
+def _prepare(
+    inverse_factor: Float[Array, "columns columns"], *, n: int, sweeps: int
+) -> tuple[Feedback, Descent | None]:
+    feedback = prepare_feedback(inverse_factor, block=n)
+    if not sweeps:
+        return feedback, None
+    v = _inverse(inverse_factor)
+    return feedback, prepare_descent(v @ v.T, block=n)
+
+
+def _quantize_rows_with_feedback(
+    w: Float[Array, "rows columns"],
+    prepared: tuple[Feedback, Descent | None],
+    scale: Float16[Array, " rows"],
+    code: Code,
+    *,
+    n: int,
+    candidates: int,
+    sweeps: int,
+) -> tuple[Int8[Array, "rows columns"], UInt8[Array, "rows groups"], Float[Array, "rows columns"]]:
+    """Directions, gain codes and what they stand for."""
+    feedback, descent = prepared
 
     def quantize_block(target: Array, u: Array, i: Array) -> tuple[tuple[Array, Array], Array]:
         del u, i
         y, gains, quantized = quantize_groups(target, scale, code, candidates=candidates)
         return (y, gains), quantized
 
-    codes, quantized = feed_back(w, inverse_factor, quantize_block, block=n)
-    if sweeps:
-        v = _inverse(inverse_factor)
-        hessian = v @ v.T
+    codes, quantized = feed_back(w, feedback, quantize_block, block=n)
+    if descent is not None:
 
         def sweep(_: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
-            return block_descent(w, hessian, *state, quantize_block, block=n)
+            return block_descent(w, descent, *state, quantize_block, block=n)
 
         codes, quantized = jax.lax.fori_loop(0, sweeps, sweep, (codes, quantized))
     y, gains = codes
-    return y.transpose(1, 0, 2).reshape(w.shape), gains.T
+    return y.transpose(1, 0, 2).reshape(w.shape), gains.T, quantized
+
+
+def _quantize_row_sets(
+    w: Float[Array, "rows columns"],
+    prepared: tuple[Feedback, Descent | None],
+    output_moment: Float[Array, "rows rows"],
+    scale: Float16[Array, " rows"],
+    code: Code,
+    *,
+    n: int,
+    candidates: int,
+    sweeps: int,
+    sets: int,
+) -> tuple[Int8[Array, "rows columns"], UInt8[Array, "rows groups"]]:
+    """Feedback on both sides: for an error E, tr(B E A E^T) with A of the inputs and B of the outputs.
+
+    Set s holds the rows s, s + sets, s + 2 sets, ...: of neighbours, whose errors matter together (those of one
+    attention head), few are in one set. Once a set is quantized, what is best for the rows still to come moves by
+    its error times the factor of B^-1, whatever A is. Reference: YAQA (arXiv:2505.22988).
+    """
+    rows = w.shape[0]
+    order = jnp.arange(rows).reshape(-1, sets).T.reshape(-1)
+    ordered, scale = w[order], scale[order]
+    factor = inverse_cholesky(output_moment[order][:, order], damping=0.0)
+    block = rows // sets
+
+    def quantize_set(target: Array, u: Array, i: Array) -> tuple[tuple[Array, Array], Array]:
+        del u
+        y, gains, quantized = _quantize_rows_with_feedback(
+            target.T,
+            prepared,
+            jax.lax.dynamic_slice_in_dim(scale, i * block, block),
+            code,
+            n=n,
+            candidates=candidates,
+            sweeps=sweeps,
+        )
+        return (y, gains), quantized.T
+
+    (y, gains), _ = feed_back(ordered.T, factor, quantize_set, block=block)
+    back = jnp.argsort(order)
+    return y.reshape(rows, -1)[back], gains.reshape(rows, -1)[back]
 
 
 def _inverse(factor: Float[Array, "columns columns"]) -> Float[Array, "columns columns"]:

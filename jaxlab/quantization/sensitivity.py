@@ -3,8 +3,9 @@ outputs.
 
 With labels drawn from the model itself, the expected squared gradient is the second derivative of the KL
 divergence that an error causes. Kept of it are, for every matrix, a weight for each token (the squared
-gradient over the outputs) and a weight for each output row (the squared gradient over the tokens). Reference:
-GuidedQuant (arXiv:2505.07004) for token weights; LLM Surgeon (arXiv:2312.17244) for the true Fisher.
+gradient over the outputs) and the second moment of the gradient over the outputs, which says how the errors of
+different output rows add up. Reference: GuidedQuant (arXiv:2505.07004) for token weights; YAQA (arXiv:2505.22988)
+for the second moment of the gradients; LLM Surgeon (arXiv:2312.17244) for the true Fisher.
 """
 
 import dataclasses
@@ -14,60 +15,59 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, BFloat16, Float, Int
 
 from jaxlab.kernels.block_feedback import inverse_cholesky
 from jaxlab.models.config import ModelConfig
+from jaxlab.models.fast_products import FastMatrix, fast_head, fast_transposed_product, with_fast_products
 from jaxlab.models.linear import LINEARS, dense, linear, register_linear
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
-from jaxlab.models.transformer import INPUT_SITES, block, embed, forward, logits
+from jaxlab.models.transformer import embed, forward
+from jaxlab.quantization.activations import SITE_OF, block_inputs, second_moment
 from jaxlab.quantization.rotation import random_signs, rotate_hessian
 
 _TOKENS_AT_ONCE = 1024
+_STRETCH = 256  # about the root of a vocabulary's size
 
 
 class Sensitivity(NamedTuple):
-    """Squared gradients of log p(label) at the outputs of every matrix."""
+    """Gradients g of log p(label) at the outputs of every matrix, label drawn from the model."""
 
     tokens: dict[str, Float[Array, "layers windows context"]]
-    """Summed over the output rows."""
-    rows: dict[str, Float[Array, "layers rows"]]
-    """Mean over the tokens."""
+    """||g||^2 of each token."""
+    outputs: dict[str, Float[Array, "layers rows rows"]]
+    """Mean of g g^T / ||g|| over the tokens."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight", "tokens", "rows"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight", "gradient"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class _Tapped:
-    """A matrix whose cotangents for `tokens` and `rows` are the squared gradients at its outputs."""
+    """A matrix whose cotangent for `gradient` is the gradient at its outputs."""
 
     weight: Any
-    tokens: Array
-    rows: Array
+    gradient: BFloat16[Array, "rows tokens"]
 
 
 @jax.custom_vjp
-def _tap(y: Array, tokens: Array, rows: Array) -> Array:
-    del tokens, rows
+def _tap(y: Array, gradient: Array) -> Array:
+    del gradient
     return y
 
 
-def _tap_forward(y: Array, tokens: Array, rows: Array) -> tuple[Array, None]:
-    del tokens, rows
+def _tap_forward(y: Array, gradient: Array) -> tuple[Array, None]:
+    del gradient
     return y, None
 
 
-def _tap_backward(residual: None, gradient: Array) -> tuple[Array, Array, Array]:
+def _tap_backward(residual: None, gradient: Array) -> tuple[Array, Array]:
     del residual
-    square = jnp.square(gradient.astype(jnp.float32))
-    return gradient, square.sum(-1), square.sum((0, 1))
+    return gradient, gradient.reshape(-1, gradient.shape[-1]).T.astype(jnp.bfloat16)
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
 register_linear(
-    _Tapped,
-    lambda x, leaf: _tap(linear(x, leaf.weight), leaf.tokens, leaf.rows),
-    lambda leaf: leaf.weight,
+    _Tapped, lambda x, leaf: _tap(linear(x, leaf.weight), leaf.gradient), lambda leaf: dense(leaf.weight)
 )
 
 
@@ -79,7 +79,9 @@ def sensitivity(
     *,
     progress: Callable[[int], None] = lambda windows: None,
 ) -> Sensitivity:
-    """Squared gradients at every matrix's outputs, with labels drawn from the model.
+    """Gradients at every matrix's outputs, with labels drawn from the model.
+
+    Products with the weights are taken in bfloat16 (see `jaxlab.models.fast_products`).
 
     Args:
       params: the model, layers stacked.
@@ -89,17 +91,91 @@ def sensitivity(
       progress: called with the number of windows done.
     """
     batch = max(1, _TOKENS_AT_ONCE // tokens.shape[1])
-    parts = []
+    fast = _fast_model(params)
+    shapes = {name: params["layers"][name].shape[:2] for name in LINEARS}
+    outputs = {name: jnp.zeros((layers, rows, rows)) for name, (layers, rows) in shapes.items()}
+    squares: list[dict[str, Array]] = []
     for start in range(0, len(tokens), batch):
         windows = jnp.asarray(tokens[start : start + batch])
-        parts.append(_one_batch(params, cfg, windows, jax.random.fold_in(key, start)))
-        jax.block_until_ready(parts[-1])
+        gradients = _gradients(params, fast, cfg, windows, jax.random.fold_in(key, start))
+        outputs, square = _accumulate(outputs, gradients)
+        squares.append(jax.block_until_ready(square))
         progress(start + len(windows))
     count = tokens.shape[0] * tokens.shape[1]
+    by_token = {name: jnp.concatenate([square[name] for square in squares], axis=1) for name in LINEARS}
     return Sensitivity(
-        {name: jnp.concatenate([part[name][0] for part in parts], axis=1) for name in LINEARS},
-        {name: jnp.sum(jnp.stack([part[name][1] for part in parts]), axis=0) / count for name in LINEARS},
+        {name: square.reshape(-1, *tokens.shape) for name, square in by_token.items()},
+        {name: total / count for name, total in outputs.items()},
     )
+
+
+class _Fast(NamedTuple):
+    """Copies of the matrices whose products are in bfloat16."""
+
+    layers: dict[str, Any]
+    head: FastMatrix
+
+
+def _fast_model(params: dict[str, Any]) -> _Fast:
+    return _Fast(with_fast_products(params["layers"]), fast_head(params))
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _gradients(
+    params: dict[str, Any],
+    fast: _Fast,
+    cfg: ModelConfig,
+    windows: Int[Array, "batch context"],
+    key: jax.Array,
+) -> dict[str, BFloat16[Array, "layers rows tokens"]]:
+    def log_likelihood(taps: dict[str, Array]) -> Array:
+        tapped = {name: _Tapped(fast.layers[name], taps[name]) for name in LINEARS}
+        hidden = forward({**params, "layers": {**fast.layers, **tapped}}, cfg, windows).hidden
+        scores = linear(hidden, fast.head).astype(jnp.float32)
+        log_p = jax.nn.log_softmax(scores)
+        label = _draw(key, jax.lax.stop_gradient(jnp.exp(log_p)))
+        return jnp.sum(jnp.take_along_axis(log_p, label[..., None], axis=-1))
+
+    zeros = {
+        name: jnp.zeros((*params["layers"][name].shape[:2], windows.size), jnp.bfloat16) for name in LINEARS
+    }
+    return jax.grad(log_likelihood)(zeros)
+
+
+def _draw(key: jax.Array, p: Float[Array, "*shape values"]) -> Int[Array, "*shape"]:
+    """One value a distribution, by where a uniform number falls in the sum: first which stretch, then where in it.
+
+    One random number a draw instead of one a value, as `jax.random.categorical` takes: on a CPU those numbers would
+    be a third of the work of `sensitivity`.
+    """
+    stretches = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % _STRETCH)])
+    stretches = stretches.reshape(*p.shape[:-1], -1, _STRETCH)
+    upto = jnp.cumsum(stretches.sum(-1), axis=-1)
+    at = jax.random.uniform(key, p.shape[:-1]) * upto[..., -1]
+    first = jnp.sum(upto <= at[..., None], axis=-1)
+    before = jnp.take_along_axis(upto - stretches.sum(-1), first[..., None], axis=-1)
+    inside = jnp.take_along_axis(stretches, first[..., None, None], axis=-2)[..., 0, :]
+    second = jnp.sum(before + jnp.cumsum(inside, axis=-1) <= at[..., None], axis=-1)
+    return jnp.minimum(first * _STRETCH + jnp.minimum(second, _STRETCH - 1), p.shape[-1] - 1)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _accumulate(
+    outputs: dict[str, Array], gradients: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Float[Array, "layers tokens"]]]:
+    """Adds to the sums of g g^T / ||g||; also ||g||^2 of each token."""
+
+    def one(layer: tuple[Array, Array]) -> tuple[Array, Array]:
+        total, gradient = layer
+        wide = gradient.astype(jnp.float32)
+        square = jnp.sum(wide * wide, axis=0)
+        scaled = wide * jax.lax.rsqrt(jnp.sqrt(square) + 1e-30)
+        return total + fast_transposed_product(scaled, scaled), square
+
+    done = {name: jax.lax.map(one, (outputs[name], gradients[name])) for name in LINEARS}
+    return {name: total for name, (total, _) in done.items()}, {
+        name: square for name, (_, square) in done.items()
+    }
 
 
 def token_weights(
@@ -121,25 +197,6 @@ def token_weights(
     }
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def _one_batch(
-    params: dict[str, Any], cfg: ModelConfig, windows: Int[Array, "batch context"], key: jax.Array
-) -> dict[str, tuple[Array, Array]]:
-    def log_likelihood(taps: dict[str, tuple[Array, Array]]) -> Array:
-        tapped = {name: _Tapped(params["layers"][name], *taps[name]) for name in LINEARS}
-        hidden = forward({**params, "layers": {**params["layers"], **tapped}}, cfg, windows).hidden
-        scores = logits(params, cfg, hidden).astype(jnp.float32)
-        label = jax.lax.stop_gradient(jax.random.categorical(key, scores))
-        return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(scores), label[..., None], axis=-1))
-
-    layers = cfg.num_layers
-    zeros = {
-        name: (jnp.zeros((layers, *windows.shape)), jnp.zeros((layers, params["layers"][name].shape[1])))
-        for name in LINEARS
-    }
-    return jax.grad(log_likelihood)(zeros)
-
-
 def matrix_costs(
     params: dict[str, Any],
     cfg: ModelConfig,
@@ -148,16 +205,17 @@ def matrix_costs(
     key: jax.Array,
     *,
     damping: float = 0.01,
+    output_damping: float = 0.1,
+    progress: Callable[[int], None] = lambda layers: None,
 ) -> dict[str, Float[Array, " layers"]]:
     """Predicted KL divergence (nats a token) for each unit of distortion in a matrix, relative to its
     weights' variance.
 
-    With error feedback an error of relative size D in every weight leaves D * sum_r F_r s_r^2 * sum_c 1 /
-    U_cc^2 / 2,
-    where F_r is the row's squared gradient, s_r^2 its variance, and U the factor of the rotated,
-    token-weighted second
-    moment's inverse (H^-1 = U^T U), so that 1 / U_cc^2 is the part of input c that later inputs do not
-    explain.
+    The Fisher information of a matrix is taken as c B (x) A, with A = E[||g|| x x^T] over its inputs, B = E[g g^T /
+    ||g||] over its outputs and c such that the trace is right. With feedback on both sides an error of relative size
+    D in every weight then leaves D * c / 2 * sum_r s_r^2 / U_rr^2 * sum_i 1 / U_ii^2, with s_r^2 the variance of row r
+    and U the factors of B^-1 and A^-1 (B^-1 = U^T U), so that 1 / U^2 is the part of an input or output that later
+    ones do not explain.
 
     The moments need many more tokens than a matrix is wide: with fewer, the unexplained parts, and so the costs of
     wide matrices, come out far too small, and a plan made with them starves those matrices.
@@ -165,52 +223,55 @@ def matrix_costs(
     Args:
       params: the model, layers stacked.
       cfg: static.
-      tokens: the first windows of those that `fisher` was taken on.
+      tokens: the first windows, or all, of those that `fisher` was taken on.
       fisher: see `sensitivity`.
       key: PRNG key of the rotations.
-      damping: share of the mean diagonal added to the second moment, > 0.
+      damping: share of the mean diagonal added to the inputs' moment, > 0.
+      output_damping: the same for the outputs' moment.
+      progress: called with the number of layers done.
     """
-    frequencies, layer_windows = layer_geometry(cfg)
+    geometry = layer_geometry(cfg)
     hidden = embed(params, cfg, jnp.asarray(tokens))
-    count = tokens.shape[0]
     costs: list[dict[str, Array]] = []
     for index in range(cfg.num_layers):
-        layer, weights, rows, geometry = take_layer(
-            (params["layers"], fisher.tokens, fisher.rows, (frequencies, layer_windows)), index
+        layer, squares, outputs, place = take_layer(
+            (params["layers"], fisher.tokens, fisher.outputs, geometry), index
         )
-        weights = {name: weight[:count] for name, weight in weights.items()}
-        hidden, cost = _layer_costs(layer, cfg, hidden, *geometry, weights, rows, key, damping)
-        costs.append(cost)
+        after, inputs = block_inputs(with_fast_products(layer), cfg, hidden, *place)
+        cost = {}
+        for name in LINEARS:
+            cost[name] = _cost(
+                dense(layer[name]),
+                inputs[SITE_OF[name]],
+                squares[name][: len(tokens)],
+                outputs[name],
+                key,
+                damping,
+                output_damping,
+            )
+        hidden = after
+        costs.append(jax.block_until_ready(cost))
+        progress(index + 1)
     return {name: jnp.stack([cost[name] for cost in costs]) for name in LINEARS}
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def _layer_costs(
-    layer: dict[str, Any],
-    cfg: ModelConfig,
-    hidden: Array,
-    frequencies: Array,
-    window: Array,
-    weights: dict[str, Array],
-    rows: dict[str, Array],
+@jax.jit
+def _cost(
+    w: Array,
+    inputs: Float[Array, "batches columns tokens"],
+    squares: Float[Array, "windows context"],
+    outputs: Float[Array, "rows rows"],
     key: Array,
     damping: Array,
-) -> tuple[Array, dict[str, Array]]:
-    site_of = {name: site for site, names in INPUT_SITES.items() for name in names}
-
-    def one(inputs: tuple[Array, dict[str, Array]]) -> tuple[Array, dict[str, Array]]:
-        hidden, weights = inputs
-        after, _, taps = block(layer, cfg, hidden[None], inverse_frequencies=frequencies, window=window)
-        inputs_of = {name: taps[site_of[name]][0] for name in LINEARS}
-        return after[0], {name: x.T @ (x * weights[name][:, None]) for name, x in inputs_of.items()}
-
-    after, moments = jax.lax.map(one, (hidden, weights))
-
-    def cost(name: str) -> Array:
-        w = dense(layer[name]).astype(jnp.float32)
-        moment = jnp.mean(moments[name], axis=0) / hidden.shape[1]
-        factor = inverse_cholesky(rotate_hessian(moment, random_signs(key, w.shape[1])), damping=damping)
-        per_row = jnp.sum(rows[name] * jnp.mean(jnp.square(w), axis=1)) / jnp.sum(rows[name])
-        return per_row * jnp.sum(1 / jnp.square(jnp.diagonal(factor))) / 2
-
-    return after, {name: cost(name) for name in LINEARS}
+    output_damping: Array,
+) -> Float[Array, ""]:
+    w, outputs = w.astype(jnp.float32), outputs.astype(jnp.float32)
+    lengths = jnp.sqrt(squares)
+    moment = second_moment(inputs, None, lengths)[0]
+    powers = jnp.sum(jnp.square(inputs.astype(jnp.float32)), axis=1).reshape(-1)
+    trace = jnp.mean(squares.reshape(-1) * powers)
+    factor = inverse_cholesky(rotate_hessian(moment, random_signs(key, w.shape[1])), damping=damping)
+    output_factor = inverse_cholesky(outputs, damping=output_damping)
+    ratio = trace / (jnp.trace(moment) * jnp.trace(outputs))
+    by_row = jnp.mean(jnp.square(w), axis=1) / jnp.square(jnp.diagonal(output_factor))
+    return ratio * jnp.sum(by_row) * jnp.sum(1 / jnp.square(jnp.diagonal(factor))) / 2

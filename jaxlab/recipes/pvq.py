@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,12 @@ from jaxlab.models.safetensors_weights import WEIGHTS
 from jaxlab.progress import Progress
 from jaxlab.quantization.expansion import expand_params
 from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantized, write_tensors
-from jaxlab.quantization.model import QuantizedLayer, Scheme, layer_of, quantize_layers
+from jaxlab.quantization.model import QuantizedLayer, Scheme, dequantize_any, layer_of, quantize_layers
 from jaxlab.quantization.planner import plan
+from jaxlab.quantization.pvq import PVQTensor
 from jaxlab.quantization.scalar import ScalarGrid, ScalarSpec, quantize_scalar
-from jaxlab.quantization.sensitivity import Sensitivity, sensitivity, token_weights
+from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
+from jaxlab.quantization.tuning import tune, tuned_norm, tuned_tensor
 from jaxlab.runs import RunFolder
 
 METHODS = ("rtn", "gptq", "pvq")
@@ -47,7 +49,7 @@ class Config:
     """Weights per lattice group; must divide the width of every matrix."""
     calib: str = "sotu:calib"
     """Calibration text: a corpus name (sotu:calib, moby, ...) or a path."""
-    calib_windows: int = 32
+    calib_windows: int = 128
     """Calibration windows."""
     calib_context: int = 256
     """Tokens per calibration window."""
@@ -57,6 +59,16 @@ class Config:
     """Share of the error of earlier layers that each PVQ matrix is asked to undo, 0 to 1."""
     sweeps: int = 1
     """Passes of coordinate descent over the PVQ groups after the error feedback."""
+    two_sided: bool = True
+    """PVQ passes errors on between output rows too, by the second moment of the gradients there."""
+    allocation: Literal["fisher", "heads"] = "fisher"
+    """Which PVQ matrices get more bits: by the divergence that their errors are predicted to cause (needs at least
+    as many calibration tokens as the widest matrix has columns, better ten times as many), or only keys and values,
+    by how many heads read them."""
+    tuning_windows: int = 128
+    """Further windows of the calibration text on which row scales and norms are tuned in the end; 0 leaves them."""
+    learning_rate: float = 2e-3
+    """Of that tuning: relative change a step."""
     text: str = "sotu:test"
     """Text on which perplexity is measured: a corpus name or a path."""
     windows: int = 16
@@ -75,6 +87,7 @@ class Config:
             ("context", 2),
             ("windows", 0),
             ("sweeps", 0),
+            ("tuning_windows", 0),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -82,18 +95,29 @@ class Config:
             raise InputError(f"bits is {self.bits}; it must lie between 1 and 8")
         if not 0 <= self.correction <= 1:
             raise InputError(f"correction is {self.correction}; it must lie between 0 and 1")
-        if not self.damping > 0:
-            raise InputError(f"damping is {self.damping}; it must be > 0")
+        for name in ("damping", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be > 0")
 
 
 PRESETS = {
-    "smoke": Config(calib_windows=8, correction=0.0, sweeps=0, windows=2, context=512),
+    "smoke": Config(
+        calib_windows=8,
+        correction=0.0,
+        sweeps=0,
+        two_sided=False,
+        allocation="heads",
+        tuning_windows=0,
+        windows=2,
+        context=512,
+    ),
     "cpu": Config(),
-    "gpu": Config(calib_windows=512, calib_context=1024, windows=0),
+    "gpu": Config(calib_windows=512, calib_context=1024, tuning_windows=256, windows=0),
 }
 
 _EMBEDDING = ScalarSpec(bits=8, group=32, grid="midtread")
 _PARTIAL = "partial"
+_TOKENS_A_COLUMN = 8  # of the widest matrix, for the predicted costs; more hardly change them
 
 
 class _Work(NamedTuple):
@@ -104,6 +128,7 @@ class _Work(NamedTuple):
     progress: Progress
     model: Model
     calibration: jax.Array
+    tuning: np.ndarray
     test: np.ndarray
 
     def partial(self, *parts: str) -> Path:
@@ -142,13 +167,17 @@ def run(
             return folder.summary
         with progress.stage(f"load {config.model}"):
             model = load(config.model)
-            calibration, test = _windows(config, model)
-        work = _Work(config, folder, progress, model, jnp.asarray(calibration), test)
+            calibration, tuning, test = _windows(config, model)
+        work = _Work(config, folder, progress, model, jnp.asarray(calibration), tuning, test)
         fisher = _fisher(work)
-        schemes = _schemes(work)
+        schemes = _schemes(work, _costs(work, fisher))
         layers = {method: _quantize(work, method, scheme, fisher) for method, scheme in schemes.items()}
+        params, layers["pvq"] = _tune(work, layers["pvq"])
         with progress.stage("save and load again"):
-            models = {method: _with_layers(model.params, layers[method]) for method in METHODS}
+            models = {
+                method: _with_layers(params if method == "pvq" else model.params, layers[method])
+                for method in METHODS
+            }
             directory = folder.artefact("quantized")
             save_quantized(models["pvq"], model.cfg, model.tokenizer, directory)
             dense = {method: expand_params(models[method]) for method in METHODS}
@@ -177,13 +206,13 @@ def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _windows(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Calibration and test windows, each with the beginning-of-text token where the model wants one."""
+def _windows(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Calibration, tuning and test windows, each with the beginning-of-text token where the model wants one."""
     bos = model.cfg.bos_id if model.cfg.add_bos else None
     calibration = data.calibration_windows(
         data.token_ids(config.calib, model.tokenizer),
         context=config.calib_context - (bos is not None),
-        count=config.calib_windows,
+        count=config.calib_windows + config.tuning_windows,
         seed=config.seed,
     )
     if bos is not None:
@@ -193,45 +222,80 @@ def _windows(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"windows is {config.windows}, but {config.text} holds {len(test)} of {config.context} tokens"
         )
-    return calibration, test[: config.windows or None]
+    chosen, further = np.split(calibration, [config.calib_windows])
+    return chosen, further, test[: config.windows or None]
 
 
 def _fisher(work: _Work) -> Sensitivity:
     """Sensitivity of every matrix, from the file of an interrupted run if there is one."""
     file = work.partial("sensitivity.npz")
-    if file.exists():
-        with np.load(file) as stored:
-            parts = [
-                {name: jnp.asarray(stored[f"{kind}_{name}"]) for name in LINEARS}
-                for kind in Sensitivity._fields
-            ]
-        return Sensitivity(*parts)
     windows = work.calibration
-    with work.progress.stage("sensitivity", len(windows), unit="windows") as stage:
-        found = sensitivity(
-            work.model.params,
-            work.model.cfg,
-            windows,
-            work.key(0),
-            progress=lambda done: stage.advance(done - stage.done),
-        )
+    if not file.exists():
+        with work.progress.stage("sensitivity", len(windows), unit="windows") as stage:
+            found = sensitivity(
+                work.model.params,
+                work.model.cfg,
+                windows,
+                work.key(0),
+                progress=lambda done: stage.advance(done - stage.done),
+            )
+        # Half the bytes: as many digits of the gradients' moments as the gradients themselves were kept with.
+        halves = {name: x.astype(jnp.bfloat16).view(jnp.uint16) for name, x in found.outputs.items()}
+        _save_arrays(file, tokens=found.tokens, outputs=halves)
+        del found, halves
+    with np.load(file) as stored:
+        tokens = {name: jnp.asarray(stored[f"tokens_{name}"]) for name in LINEARS}
+        outputs = {name: jnp.asarray(stored[f"outputs_{name}"]).view(jnp.bfloat16) for name in LINEARS}
+    return Sensitivity(tokens, outputs)
+
+
+def _costs(work: _Work, fisher: Sensitivity) -> dict[str, np.ndarray]:
+    """How much each matrix's distortion matters, of every layer: [layers]."""
+    config, model = work.config, work.model
+    if config.allocation == "heads":
+        # A key or value head is read by several query heads, so that its error counts as often.
+        readers = model.cfg.num_heads // model.cfg.num_kv_heads
+        return {
+            name: np.full(
+                model.cfg.num_layers,
+                math.prod(model.params["layers"][name].shape[1:]) * (readers if name in ("k", "v") else 1),
+                np.float64,
+            )
+            for name in LINEARS
+        }
+    file = work.partial("costs.npz")
+    widest = max(model.params["layers"][name].shape[2] for name in LINEARS)
+    windows = -(-_TOKENS_A_COLUMN * widest // config.calib_context)
+    if not file.exists():
+        with work.progress.stage("rates", model.cfg.num_layers, unit="layers") as stage:
+            found = matrix_costs(
+                model.params,
+                model.cfg,
+                work.calibration[:windows],
+                fisher,
+                work.key(1),
+                damping=config.damping,
+                progress=lambda done: stage.advance(done - stage.done),
+            )
+        _save_arrays(file, costs=found)
+    with np.load(file) as stored:
+        return {name: stored[f"costs_{name}"].astype(np.float64) for name in LINEARS}
+
+
+def _save_arrays(file: Path, **kinds: dict[str, jax.Array]) -> None:
+    """An npz file, whole or not there, of arrays named KIND_NAME."""
+    named: dict[str, Any] = {f"{kind}_{n}": v for kind, arrays in kinds.items() for n, v in arrays.items()}
     with atomic_file(file) as temporary, open(temporary, "wb") as opened:
-        np.savez(
-            opened,
-            **{f"{kind}_{n}": v for kind in Sensitivity._fields for n, v in getattr(found, kind).items()},
-        )
-    return found
+        np.savez(opened, **named)
 
 
-def _schemes(work: _Work) -> dict[str, Scheme]:
+def _schemes(work: _Work, costs: dict[str, np.ndarray]) -> dict[str, Scheme]:
     """PVQ at the budget, and the scalar codes at their nearest real rate that is not below it."""
     config, cfg = work.config, work.model.cfg
     shapes = {name: work.model.params["layers"][name].shape[1:] for name in LINEARS}
     by_matrix = {(layer, name): shapes[name] for layer in range(cfg.num_layers) for name in LINEARS}
-    # A key or value head is read by several query heads, so that its error counts as often.
-    readers = {name: cfg.num_heads // cfg.num_kv_heads if name in ("k", "v") else 1 for name in LINEARS}
-    costs = {(layer, name): float(math.prod(shapes[name]) * readers[name]) for layer, name in by_matrix}
-    specs = plan(by_matrix, config.bits, n=config.group, costs=costs)
+    cost = {(layer, name): float(costs[name][layer]) for layer, name in by_matrix}
+    specs = plan(by_matrix, config.bits, n=config.group, costs=cost)
     plain, clipped = _scalar_code(shapes, config.bits, "minmax"), _scalar_code(shapes, config.bits, "midrise")
     return {
         "rtn": Scheme([dict.fromkeys(LINEARS, plain)] * cfg.num_layers, rotated=False, feedback=False),
@@ -301,6 +365,7 @@ def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> 
             work.key(2),
             tokens=work.calibration if scheme.feedback else None,
             token_weights=token_weights(fisher) if method == "pvq" else None,
+            output_moments=fisher.outputs if method == "pvq" and work.config.two_sided else None,
             done=[layer.tensors for layer in layers],
         )
         for layer in remaining:
@@ -312,6 +377,47 @@ def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> 
             decibels = layer.output_sqnr or layer.weight_sqnr
             stage.advance(1, dB=sum(decibels.values()) / len(decibels))
     return layers
+
+
+def _tune(work: _Work, layers: list[QuantizedLayer]) -> tuple[dict[str, Any], list[QuantizedLayer]]:
+    """The model with tuned norms, and the quantized layers with tuned row scales."""
+    params, cfg = work.model.params, work.model.cfg
+    if not len(work.tuning):
+        return params, layers
+    file = work.partial("tuning.npz")
+    if not file.exists():
+        rows = [{name: dequantize_any(layer.tensors[name]) for name in LINEARS} for layer in layers]
+        quantized = {name: jnp.stack([layer[name] for layer in rows]) for name in LINEARS}
+        del rows
+        with work.progress.stage("tune", len(work.tuning), unit="windows") as stage:
+            found = tune(
+                params,
+                quantized,
+                cfg,
+                jnp.asarray(work.tuning),
+                learning_rate=work.config.learning_rate,
+                progress=lambda done, kl: stage.advance(done - stage.done, KL=kl),
+            )
+        _save_arrays(file, rows=found.rows, norms=found.norms, top={"final_norm": found.final_norm})
+    with np.load(file) as stored:
+        changes = {name: jnp.asarray(stored[f"rows_{name}"]) for name in LINEARS}
+        norms = {
+            name: tuned_norm(leaf, jnp.asarray(stored[f"norms_{name}"]), cfg)
+            for name, leaf in params["layers"].items()
+            if f"norms_{name}" in stored
+        }
+        final = tuned_norm(params["final_norm"], jnp.asarray(stored["top_final_norm"]), cfg)
+    tuned = [
+        layer._replace(
+            tensors={
+                name: tuned_tensor(tensor, changes[name][layer.layer])
+                for name, tensor in layer.tensors.items()
+                if isinstance(tensor, PVQTensor)
+            }
+        )
+        for layer in layers
+    ]
+    return {**params, "layers": {**params["layers"], **norms}, "final_norm": final}, tuned
 
 
 def _with_layers(params: dict[str, Any], layers: list[QuantizedLayer]) -> dict[str, Any]:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab.kernels.block_feedback import block_descent, block_feedback, inverse_cholesky
+from jaxlab.kernels.block_feedback import (
+    block_descent,
+    block_feedback,
+    damped,
+    inverse_cholesky,
+    prepare_descent,
+    prepare_feedback,
+)
 
 
 def rounding(target, u, i):
@@ -242,3 +249,25 @@ def test_descent_refuses_unfitting_shapes(columns, block):
         block_descent(w, jnp.eye(columns), w, w, rounding, block=block)
     with pytest.raises(ValueError, match="hessian is"):
         block_descent(jnp.zeros((2, 6)), jnp.eye(5), w, w, rounding, block=3)
+
+
+def test_prepared_parts_give_the_same_bytes():
+    w, h = problem(3, 8, 5, np.float32)
+    factor = inverse_cholesky(jnp.asarray(h), damping=0.01)
+    _, quantized = block_feedback(jnp.asarray(w), factor, rounding, block=4)
+    prepared = prepare_feedback(factor, block=4)
+    np.testing.assert_array_equal(block_feedback(jnp.asarray(w), prepared, rounding, block=4)[1], quantized)
+    codes = quantized.reshape(3, 2, 4).transpose(1, 0, 2)
+    arguments = (codes, quantized, rounding)
+    once = block_descent(jnp.asarray(w), jnp.asarray(h), *arguments, block=4)
+    twice = block_descent(jnp.asarray(w), prepare_descent(jnp.asarray(h), block=4), *arguments, block=4)
+    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    with pytest.raises(ValueError, match=r"inverse_factor is \(8, 4\)"):
+        block_feedback(jnp.zeros((2, 4)), prepared, rounding, block=4)
+
+
+def test_damping_adds_a_share_of_the_mean_diagonal():
+    _, h = problem(1, 5, 0)
+    np.testing.assert_allclose(
+        damped(jnp.asarray(h, jnp.float32), 0.3), h + 0.3 * np.trace(h) / 5 * np.eye(5), rtol=1e-5
+    )

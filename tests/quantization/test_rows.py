@@ -7,7 +7,7 @@ import pytest
 
 from jaxlab.kernels.pyramid_index import count
 from jaxlab.quantization import PVQSpec, ScalarSpec, quantize, quantize_scalar, rank, rank_tables
-from jaxlab.quantization.pvq import levels_for, quantize_prepared
+from jaxlab.quantization.pvq import dequantize, feedback_factor, levels_for, quantize_prepared
 from jaxlab.quantization.rotation import random_signs
 from jaxlab.quantization.rows import (
     code_of,
@@ -118,3 +118,72 @@ def test_row_maps_are_given_the_same_function_for_the_same_code():
         for code in (CODE, PVQSpec(16, 20, 1)):
             quantize_prepared(w, random_signs(jax.random.key(0), 64), None, spec=code, row_map=row_map)
     assert seen[0] is seen[3] and seen[1] is seen[2] is seen[4] is seen[5]
+
+
+# Feedback between rows
+
+
+def two_sided(rows=24, columns=32, *, outputs=None, sets=8, seed=0, sweeps=0):
+    """A matrix quantized with feedback on both sides; the second moments A and B; the error."""
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, columns)).astype(np.float32)
+    x = rng.standard_normal((4 * columns, columns)) @ rng.standard_normal((columns, columns))
+    g = rng.standard_normal((4 * rows, rows)) @ rng.standard_normal((rows, rows))
+    a, b = x.T @ x / len(x), g.T @ g / len(g)
+    if outputs is not None:
+        b = outputs
+    signs = random_signs(jax.random.key(0), columns)
+    factor = feedback_factor(jnp.asarray(a, jnp.float32), signs, damping=0.01)
+    tensor = quantize_prepared(
+        jnp.asarray(w),
+        signs,
+        factor,
+        spec=PVQSpec(8, 10, 2),
+        sweeps=sweeps,
+        output_moment=None if sets == 0 else jnp.asarray(b, jnp.float32),
+        row_sets=max(sets, 1),
+    )
+    error = w - np.asarray(dequantize(tensor), np.float64)
+    return tensor, np.einsum("rs,rc,cd,sd->", b, error, a, error)
+
+
+@pytest.mark.parametrize("sweeps", [0, 1])
+@pytest.mark.parametrize("sets", [1, 5, 24])
+def test_rows_of_independent_outputs_are_quantized_as_if_alone(sets, sweeps):
+    alone, _ = two_sided(sets=0, sweeps=sweeps)
+    together, _ = two_sided(outputs=np.diag(np.arange(1.0, 25.0)), sets=sets, sweeps=sweeps)
+    # Another order of sums may turn a group to its neighbour, here and there.
+    same = np.all(np.asarray(alone.words) == np.asarray(together.words), axis=1)
+    assert same.mean() > 0.9
+    np.testing.assert_array_equal(alone.scale, together.scale)
+
+
+def test_feedback_between_rows_lowers_the_error_under_both_moments():
+    gains = {
+        sets: [two_sided(sets=0, seed=s)[1] / two_sided(sets=sets, seed=s)[1] for s in range(4)]
+        for sets in (4, 24)
+    }
+    assert np.mean(gains[4]) > 1.1  # six rows at once do not see each other
+    assert np.mean(gains[24]) > 1.3 * np.mean(gains[4])
+
+
+def test_the_first_set_is_as_if_alone_and_the_next_aims_at_what_its_error_leaves():
+    """Two sets of one row: the second row's target moves by B_22^-1 B_21 times the first row's error."""
+    b = np.array([[2.0, 1.2], [1.2, 1.0]])
+    together, _ = two_sided(rows=2, outputs=b, sets=2)
+    alone, _ = two_sided(rows=2, sets=0)
+    np.testing.assert_array_equal(together.words[0], alone.words[0])
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((2, 32)).astype(np.float32)
+    error = w[0] - np.asarray(dequantize(together))[0]
+    moved = jnp.asarray(np.stack([w[0], w[1] + 1.2 / 1.0 * error]))
+    x = rng.standard_normal((128, 32)) @ rng.standard_normal((32, 32))
+    factor = feedback_factor(jnp.asarray(x.T @ x / 128, jnp.float32), together.signs, damping=0.01)
+    expected = quantize_prepared(moved, together.signs, factor, spec=PVQSpec(8, 10, 2))
+    # The scale is that of the row itself, not of its moved target.
+    ratio = float(expected.scale[1]) / float(together.scale[1])
+    assert ratio == pytest.approx(1, abs=0.5) and ratio != 1
+    moved_error = np.asarray(moved)[1] - np.asarray(dequantize(together))[1]
+    unmoved_error = np.asarray(moved)[1] - np.asarray(dequantize(alone))[1]
+    a = x.T @ x
+    assert moved_error @ a @ moved_error < unmoved_error @ a @ unmoved_error

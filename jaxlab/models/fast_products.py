@@ -1,0 +1,75 @@
+"""Weight matrices whose products are taken in bfloat16 and summed in float32, for passes that only gather statistics.
+
+Activations, norms and attention stay in float32. CPUs with AMX and all accelerators multiply so several times
+faster; a product is then off by about 2^-9 of its terms, far less than what quantization or pruning does to a weight.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, BFloat16, Float
+
+from jaxlab.models.linear import LINEARS, dense, register_linear
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class FastMatrix:
+    """A frozen matrix: products with it have gradients, it has none."""
+
+    weight: BFloat16[Array, "*stack outputs inputs"]
+
+
+@jax.jit
+def with_fast_products(layer: dict[str, Any]) -> dict[str, Any]:
+    """A block's parameters (or stacked blocks') with every matrix of `LINEARS` as a `FastMatrix`."""
+    return layer | {name: FastMatrix(dense(layer[name]).astype(jnp.bfloat16)) for name in LINEARS}
+
+
+def fast_head(params: dict[str, Any]) -> FastMatrix:
+    """The matrix that makes scores of hidden states: the head, or the embedding where they are one."""
+    head = params["head"] if "head" in params else params["embed"]
+    return FastMatrix(dense(head).astype(jnp.bfloat16))
+
+
+def fast_transposed_product(
+    x: Float[Array, "inputs tokens"], y: Float[Array, "outputs tokens"]
+) -> Float[Array, "inputs outputs"]:
+    """x @ y.T with bfloat16 factors, summed in float32.
+
+    XLA's CPU backend is fast at this only where both have their tokens last in memory, as arguments of a jitted
+    function or slices of them have.
+    """
+    return _product(x, y, 1)
+
+
+@jax.custom_vjp
+def _multiply(x: Float[Array, "... inputs"], weight: BFloat16[Array, "outputs inputs"]) -> Array:
+    return _product(x, weight, 1)
+
+
+def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, weight, 1), (weight, jnp.zeros((), x.dtype))
+
+
+def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    weight, like = saved
+    return _product(gradient, weight, 0).astype(like.dtype), jnp.zeros_like(weight)
+
+
+def _product(x: Array, weight: Array, axis: int) -> Array:
+    contract = (((x.ndim - 1,), (axis,)), ((), ()))
+    factors = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
+    return lax.dot_general(*factors, contract, preferred_element_type=jnp.float32)
+
+
+_multiply.defvjp(_forward, _backward)
+register_linear(
+    FastMatrix,
+    lambda x, leaf: _multiply(x, leaf.weight).astype(x.dtype),
+    lambda leaf: leaf.weight.astype(jnp.float32),
+)
