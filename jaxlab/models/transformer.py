@@ -135,6 +135,35 @@ def _block(
     layer_index: int | Array,
 ) -> tuple[Array, Cache | None, Taps]:
     """`block`, given cos and sin."""
+    hidden, cache, taps = _attention_part(layer, cfg, hidden, rope, window, segment_ids, cache, layer_index)
+    hidden, mlp_taps = mlp_part(layer, cfg, hidden)
+    return hidden, cache, taps | mlp_taps
+
+
+def attention_part(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    hidden: Float[Array, "batch time hidden"],
+    *,
+    inverse_frequencies: Float[Array, " half_dim"],
+    window: int | Int[Array, ""] | None = None,
+) -> tuple[Float[Array, "batch time hidden"], Taps]:
+    """The first half of a block: the residual stream after attention, and the taps up to there; see `block`."""
+    rope = rotary_factors(inverse_frequencies, default_positions(hidden.shape[0], hidden.shape[1], None))
+    hidden, _, taps = _attention_part(layer, cfg, hidden, rope, window, None, None, 0)
+    return hidden, taps
+
+
+def _attention_part(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    hidden: Array,
+    rope: tuple[Array, Array],
+    window: int | Array | None,
+    segment_ids: Array | None,
+    cache: Cache | None,
+    layer_index: int | Array,
+) -> tuple[Array, Cache | None, Taps]:
     batch, time, _ = hidden.shape
     attention_input = rms_norm(hidden, layer["attn_norm"], cfg)
     q = _heads(_affine(attention_input, layer, "q"), cfg)
@@ -155,23 +184,21 @@ def _block(
     branch = _affine(attention_output, layer, "o")
     if cfg.sandwich_norms:
         branch = rms_norm(branch, layer["post_attn_norm"], cfg)
-    hidden = hidden + branch
+    taps = {"attention_input": attention_input, "attention_output": attention_output}
+    return hidden + branch, cache, taps
 
+
+def mlp_part(
+    layer: dict[str, Any], cfg: ModelConfig, hidden: Float[Array, "batch time hidden"]
+) -> tuple[Float[Array, "batch time hidden"], Taps]:
+    """The second half of a block, from the residual stream after attention; see `block`."""
     mlp_input = rms_norm(hidden, layer["mlp_norm"], cfg)
     gate, up = _affine(mlp_input, layer, "gate"), _affine(mlp_input, layer, "up")
     mlp_hidden = _ACTIVATIONS[cfg.activation](gate) * up
     branch = _affine(mlp_hidden, layer, "down")
     if cfg.sandwich_norms:
         branch = rms_norm(branch, layer["post_mlp_norm"], cfg)
-    hidden = hidden + branch
-
-    taps = {
-        "attention_input": attention_input,
-        "attention_output": attention_output,
-        "mlp_input": mlp_input,
-        "mlp_hidden": mlp_hidden,
-    }
-    return hidden, cache, taps
+    return hidden + branch, {"mlp_input": mlp_input, "mlp_hidden": mlp_hidden}
 
 
 def run_layers(

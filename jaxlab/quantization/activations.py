@@ -1,7 +1,7 @@
 """What calibration text looks like at the inputs of a block's matrices: the inputs themselves and their moments."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,21 @@ from jaxtyping import Array, BFloat16, Float
 
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.fast_products import fast_transposed_product
-from jaxlab.models.transformer import INPUT_SITES, block
+from jaxlab.models.transformer import INPUT_SITES, attention_part, block, mlp_part
 
 SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 _TOKENS_AT_ONCE = 2048
 
+Part = Literal["block", "attention", "mlp"]
+PART_OF: dict[str, Part] = {
+    "attention_input": "attention",
+    "attention_output": "attention",
+    "mlp_input": "mlp",
+    "mlp_hidden": "mlp",
+}
 
-@functools.partial(jax.jit, static_argnames=("cfg", "sites"))
+
+@functools.partial(jax.jit, static_argnames=("cfg", "part", "sites"))
 def block_inputs(
     layer: dict[str, Any],
     cfg: ModelConfig,
@@ -23,17 +31,19 @@ def block_inputs(
     frequencies: Float[Array, " half_dim"],
     window: Array,
     *,
-    sites: tuple[str, ...] = tuple(INPUT_SITES),
+    part: Part = "block",
+    sites: tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, "windows context hidden"], dict[str, BFloat16[Array, "batches size tokens"]]]:
     """Runs one block on many windows.
 
     Args:
       layer: the block's parameters.
       cfg: static.
-      hidden: residual stream before the block.
+      hidden: residual stream before the block, or before its part.
       frequencies: the layer's row of `layer_geometry(cfg)[0]`.
       window: its entry of `layer_geometry(cfg)[1]`.
-      sites: those of `INPUT_SITES` to return.
+      part: the whole block, or its first or second half.
+      sites: those of `INPUT_SITES` to return; None is all in this part.
 
     Returns:
       The residual stream after the block, and the inputs of the matrices at each site, the tokens of all windows in
@@ -47,9 +57,16 @@ def block_inputs(
     )
 
     def one(hidden: Array) -> tuple[Array, dict[str, Array]]:
-        after, _, taps = block(layer, cfg, hidden, inverse_frequencies=frequencies, window=window)
-        inputs = {site: taps[site].reshape(-1, taps[site].shape[-1]).T.astype(jnp.bfloat16) for site in sites}
-        return after, inputs
+        if part == "block":
+            after, _, taps = block(layer, cfg, hidden, inverse_frequencies=frequencies, window=window)
+        elif part == "attention":
+            after, taps = attention_part(layer, cfg, hidden, inverse_frequencies=frequencies, window=window)
+        else:
+            after, taps = mlp_part(layer, cfg, hidden)
+        wanted = taps if sites is None else sites
+        return after, {
+            site: taps[site].reshape(-1, taps[site].shape[-1]).T.astype(jnp.bfloat16) for site in wanted
+        }
 
     after, inputs = jax.lax.map(one, hidden.reshape(-1, at_once, context, size))
     return after.reshape(hidden.shape), inputs

@@ -23,7 +23,7 @@ from jaxlab.models.linear import LINEARS, dense
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
 from jaxlab.models.transformer import INPUT_SITES, embed
-from jaxlab.quantization.activations import block_inputs, second_moment
+from jaxlab.quantization.activations import PART_OF, block_inputs, second_moment
 from jaxlab.quantization.pvq import PVQTensor, dequantize, feedback_factor, quantize_prepared
 from jaxlab.quantization.rotation import random_signs
 from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor, dequantize_scalar, quantize_scalar
@@ -182,7 +182,7 @@ class _Calibration(NamedTuple):
 
     cfg: ModelConfig
     hidden: Float[Array, "windows context hidden"]
-    """Residual stream of the quantized model before the block."""
+    """Residual stream of the quantized model before the block, or before its second half."""
     exact: dict[str, Array] | None
     """Inputs of the block's matrices in the exact model (with correction)."""
     place: tuple[Array, Array]
@@ -217,6 +217,8 @@ def _quantize_layer(
         moments: dict[str, _Moments] = {}
         factors: dict[str, Array] = {}
         if calibration is not None:
+            if site == "mlp_input":
+                calibration = _after_attention(with_fast_products(current), calibration)
             moments = _moments(with_fast_products(current), calibration, site)
             try:
                 factors = {
@@ -276,9 +278,19 @@ def _quantize_matrix(
     return tensor
 
 
+def _after_attention(layer: dict[str, Any], calibration: _Calibration) -> _Calibration:
+    """For the second half of the block, with the first half quantized."""
+    hidden, _ = block_inputs(
+        layer, calibration.cfg, calibration.hidden, *calibration.place, part="attention", sites=()
+    )
+    return calibration._replace(hidden=hidden)
+
+
 def _moments(layer: dict[str, Any], calibration: _Calibration, site: str) -> dict[str, _Moments]:
     """Moments of the inputs of each matrix at a site, each token with its weight; without weights, of the site."""
-    _, inputs = block_inputs(layer, calibration.cfg, calibration.hidden, *calibration.place, sites=(site,))
+    _, inputs = block_inputs(
+        layer, calibration.cfg, calibration.hidden, *calibration.place, part=PART_OF[site], sites=(site,)
+    )
     exact = None if calibration.exact is None else calibration.exact[site]
     if not calibration.weights:
         return {site: _Moments(*second_moment(inputs[site], exact, None))}

@@ -175,13 +175,18 @@ def test_token_weights_weigh_the_second_moments():
     weights = {
         name: jnp.asarray(rng.exponential(size=(2, *TOKENS.shape)) ** 2, jnp.float32) for name in LINEARS
     }
-    layers = run(Scheme(specs(ScalarSpec(3, 16))), token_weights=weights)
-    x = inputs(PARAMS)[0]
-    for name in LINEARS:
-        share = np.asarray(weights[name][0], np.float64).reshape(-1, 1)
-        h = x[name].T @ (x[name] * share) / share.sum()
-        approximate = np.asarray(dequantize_any(layers[0].tensors[name]), np.float64)
-        assert layers[0].output_sqnr[name] == pytest.approx(sqnr(weight(name, 0), approximate, h), abs=2e-3)
+    found = run(Scheme(specs(ScalarSpec(3, 16))), token_weights=weights)[0]
+    block, second = (jax.tree.map(lambda leaf, i=i: leaf[i], PARAMS["layers"]) for i in range(2))
+    for names in INPUT_SITES.values():
+        x = inputs({**PARAMS, "layers": (block, second)})[0]
+        for name in names:
+            share = np.asarray(weights[name][0], np.float64).reshape(-1, 1)
+            h = x[name].T @ (x[name] * share) / share.sum()
+            approximate = np.asarray(dequantize_any(found.tensors[name]), np.float64)
+            assert found.output_sqnr[name] == pytest.approx(sqnr(weight(name, 0), approximate, h), abs=0.05)
+            even = x[name].T @ x[name]
+            assert abs(found.output_sqnr[name] - sqnr(weight(name, 0), approximate, even)) > 0.1
+            block = block | {name: dequantize_any(found.tensors[name])}
 
 
 def test_equal_token_weights_are_none():

@@ -163,8 +163,8 @@ def test_feedback_between_rows_lowers_the_error_under_both_moments():
         sets: [two_sided(sets=0, seed=s)[1] / two_sided(sets=sets, seed=s)[1] for s in range(4)]
         for sets in (4, 24)
     }
-    assert np.mean(gains[4]) > 1.1  # six rows at once do not see each other
-    assert np.mean(gains[24]) > 1.3 * np.mean(gains[4])
+    for gain in gains.values():
+        assert np.mean(gain) > 1.3 and min(gain) > 1
 
 
 def test_the_first_set_is_as_if_alone_and_the_next_aims_at_what_its_error_leaves():

@@ -11,6 +11,8 @@ import pytest
 from toy_model import toy, toy_tokens
 
 from jaxlab.models import INPUT_SITES, LINEARS, embed, forward, logits, register_linear
+from jaxlab.models.fast_products import fast_head, with_fast_products
+from jaxlab.models.linear import linear
 from jaxlab.models.transformer import run_layers
 from jaxlab.quantization.rotation import random_signs, rotate
 from jaxlab.quantization.sensitivity import _draw, matrix_costs, sensitivity, token_weights
@@ -29,7 +31,7 @@ class Shifted:
     shift: jax.Array
 
 
-register_linear(Shifted, lambda x, leaf: x @ leaf.weight.T + leaf.shift, lambda leaf: leaf.weight)
+register_linear(Shifted, lambda x, leaf: linear(x, leaf.weight) + leaf.shift, lambda leaf: leaf.weight)
 
 
 def scores(params, windows):
@@ -39,12 +41,17 @@ def scores(params, windows):
 @pytest.fixture(scope="module")
 def gradients():
     """{name: [L, W, T, rows]}: the gradient of the log-likelihood of drawn labels at every output, explicitly."""
-    drawn = _draw(jax.random.fold_in(KEY, 0), jax.nn.softmax(scores(PARAMS, TOKENS)))
+    fast = with_fast_products(PARAMS["layers"])
+
+    def log_p(layers):
+        hidden = forward({**PARAMS, "layers": layers}, CFG, TOKENS).hidden
+        return jax.nn.log_softmax(linear(hidden, fast_head(PARAMS)))
+
+    drawn = _draw(jax.random.fold_in(KEY, 0), jnp.exp(log_p(fast)))
 
     def log_likelihood(shifts):
-        layers = PARAMS["layers"] | {name: Shifted(PARAMS["layers"][name], shifts[name]) for name in LINEARS}
-        log_p = jax.nn.log_softmax(scores({**PARAMS, "layers": layers}, TOKENS))
-        return jnp.take_along_axis(log_p, drawn[..., None], axis=-1).sum()
+        layers = fast | {name: Shifted(fast[name], shifts[name]) for name in LINEARS}
+        return jnp.take_along_axis(log_p(layers), drawn[..., None], axis=-1).sum()
 
     zeros = {name: jnp.zeros((2, *TOKENS.shape, PARAMS["layers"][name].shape[1])) for name in LINEARS}
     return jax.grad(log_likelihood)(zeros)
@@ -56,11 +63,11 @@ def fisher():
 
 
 def test_moments_of_gradients_are_those_of_explicit_ones(gradients, fisher):
-    """Within the 2^-8 of bfloat16 products, which the gradients pass through once a matrix."""
+    """Of the model with bfloat16 products, within the 2^-8 to which the gradients are rounded."""
     for name in LINEARS:
         g = np.asarray(gradients[name], np.float64)
         square = (g**2).sum(-1)
-        np.testing.assert_allclose(fisher.tokens[name], square, rtol=0.1, atol=0.02 * square.max())
+        np.testing.assert_allclose(fisher.tokens[name], square, rtol=0.02, atol=1e-4 * square.max())
         unit = g / np.maximum(np.sqrt(square), 1e-30)[..., None]
         expected = np.einsum("lwtr,lwts->lrs", g, unit) / TOKENS.size
         error = np.linalg.norm(fisher.outputs[name] - expected) / np.linalg.norm(expected)
@@ -78,7 +85,8 @@ def test_labels_are_drawn_as_often_as_they_are_probable():
     counts = np.bincount(drawn, minlength=700)
     assert counts[p < 1e-12].sum() == 0
     seen = p * draws > 5
-    chi_square = ((counts - p * draws) ** 2 / (p * draws))[seen].sum()
+    expected = (p * draws)[seen]
+    chi_square = ((counts[seen] - expected) ** 2 / expected).sum()
     assert seen.sum() > 10
     assert abs(chi_square - seen.sum()) < 4 * np.sqrt(2 * seen.sum())
     certain = jnp.zeros((5, 300)).at[:, 299].set(1.0)
@@ -169,4 +177,4 @@ def test_costs_are_positive_and_follow_the_fisher_information(fisher):
     for name in LINEARS:
         assert costs[name].shape == (2,)
         assert np.all(np.isfinite(costs[name])) and np.all(np.asarray(costs[name]) > 0)
-        np.testing.assert_allclose(twice[name], 2 * costs[name], rtol=1e-3)
+        np.testing.assert_allclose(twice[name], 2 * costs[name], rtol=5e-3)

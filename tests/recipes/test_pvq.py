@@ -66,6 +66,7 @@ def tiny_config(tiny_model, tmp_path_factory):
         calib=str(text),
         calib_windows=4,
         calib_context=32,
+        tuning_windows=4,
         text=str(text),
         windows=3,
         context=48,
@@ -131,9 +132,13 @@ def test_a_finished_run_is_returned_at_once_on_resume(finished, tiny_config):
 def test_a_run_killed_in_the_middle_resumes_to_the_same_model_and_figures(finished, tiny_config, tmp_path):
     _, expected = finished
     out = tmp_path / "killed"
-    options = [
-        f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(tiny_config).items()
-    ]
+    options = []
+    for name, value in dataclasses.asdict(tiny_config).items():
+        option = name.replace("_", "-")
+        if not isinstance(value, bool):
+            options.append(f"--{option}={value}")
+        elif not value:  # all flags are on by default
+            options.append(f"--no-{option}")
     command = [sys.executable, "-c", _MAIN, "run", "pvq", *options, "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     milestone = out / "partial" / "pvq" / "layer-001.safetensors"
@@ -156,7 +161,16 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_model_and_figures(finish
 
 
 @pytest.mark.parametrize(
-    "field, value", [("bits", 0.5), ("group", 0), ("calib_windows", 0), ("damping", 0.0), ("correction", 2.0)]
+    "field, value",
+    [
+        ("bits", 0.5),
+        ("group", 0),
+        ("calib_windows", 0),
+        ("damping", 0.0),
+        ("correction", 2.0),
+        ("learning_rate", 0.0),
+        ("tuning_windows", -1),
+    ],
 )
 def test_options_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(InputError, match=field):
