@@ -316,6 +316,8 @@ def _read_quantized(
                 f"{file}: {name} is {array.dtype}{list(array.shape)}, but the code {spec} of a matrix "
                 f"{[rows, columns]} needs {np.dtype(_DTYPES[field])}{list(shape)}"
             )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"{file}: {name} holds values that are not finite: the file is damaged")
         arrays[field] = array
     if rotated:
         arrays["signs"] = np.unpackbits(arrays["signs"], count=columns, bitorder="little").astype(bool)

@@ -259,6 +259,19 @@ def test_wrong_size_or_dtype_is_named_with_what_is_needed(copy, name, array, nee
         load(folder)
 
 
+@pytest.mark.parametrize("name", [f"{QUERY}.pvq_scale", f"{QUERY}.pvq_levels", f"{GATE}.scalar_scale"])
+def test_values_that_are_not_finite_are_refused(copy, name):
+    def change(tensors, metadata):
+        tensors[name] = (
+            np.where(np.arange(tensors[name].size) == 1, np.nan, tensors[name].reshape(-1))
+            .astype(tensors[name].dtype)
+            .reshape(tensors[name].shape)
+        )
+
+    with pytest.raises(InputError, match=f"{name} holds values that are not finite"):
+        load(copy(change))
+
+
 def describe_as(stem, **changes):
     def change(tensors, metadata):
         described = json.loads(metadata["tensors"])
