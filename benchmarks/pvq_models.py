@@ -26,7 +26,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     if quick:
         return _rows([_summary(dataclasses.replace(pvq.PRESETS["smoke"], bits=HEADLINE))])
     headline = [
-        pvq.Config(bits=HEADLINE, windows=50),  # 51,200 test tokens
+        pvq.Config(bits=HEADLINE, calib_windows=128, tuning_windows=128, windows=50),  # 51,200 test tokens
         pvq.Config(bits=HEADLINE, windows=16, **_GEMMA),
     ]
     curve = [pvq.Config(bits=bits) for bits in BUDGETS]
