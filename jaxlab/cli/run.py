@@ -86,7 +86,7 @@ def _options(system: recipes.System, recipe: ModuleType, words: list[str]) -> tu
 
 def _chosen_preset(words: list[str], presets: dict[str, Any]) -> str:
     chosen = _DEFAULT_PRESET if _DEFAULT_PRESET in presets else next(iter(presets))
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == "--preset":
             chosen = following
         elif word.startswith("--preset="):
