@@ -159,6 +159,12 @@ def test_run_without_out_goes_to_a_folder_of_its_own(toy):
     assert folder.name.startswith("toy-") and (folder / "summary.json").exists()
 
 
+def test_a_system_runs_without_any_option(toy):
+    assert toy(["run", "toy"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert json.loads((folder / "config.json").read_text())["config"]["steps"] == 20
+
+
 def test_interrupted_run_says_how_to_continue_and_does(tmp_path):
     options = ["--pause", "0.05", "--steps", "30"]
     with subprocess.Popen(
