@@ -47,6 +47,11 @@ def test_wheel_holds_kernels_inside_jaxlab_and_nothing_else_on_top(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"jaxlab"}
 
 
+def test_wheel_holds_the_modelling_code_of_compact_directories(wheel):
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jaxlab/models/compact_hf").iterdir()}
+    assert len(sources) == 2 and sources <= set(wheel.namelist())
+
+
 def test_wheel_names_command_licence_and_python_range(wheel):
     (metadata,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
     text = wheel.read(metadata).decode()

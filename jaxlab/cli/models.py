@@ -97,6 +97,9 @@ def _info(argv: list[str]) -> None:
         value = getattr(found.cfg, field.name)
         if isinstance(value, tuple) and len(set(value)) == 1 and len(value) > 1:
             value = f"{value[0]} (all {len(value)})"
+        elif field.name == "layer_widths" and value is not None:
+            names_and_sizes = zip(value[0]._fields, zip(*value, strict=True), strict=True)
+            value = ", ".join(f"{name} {min(sizes)} to {max(sizes)}" for name, sizes in names_and_sizes)
         rows.append({"what": field.name, "value": str(value)})
     print_table(rows)
     if options.tensors:

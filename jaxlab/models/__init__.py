@@ -9,17 +9,19 @@ from typing import Any
 _EXPORTS = {
     "loading": ("Model", "load", "describe", "known_models", "register_format", "Description"),
     "packages": ("DEFAULT_MODEL",),
-    "config": ("ModelConfig", "RopeScaling"),
+    "config": ("LayerWidths", "ModelConfig", "RopeScaling"),
     "transformer": ("forward", "logits", "embed", "block", "layer_geometry", "INPUT_SITES", "Forward"),
     "stacking": ("stack_layers", "unstack_layers"),
     "linear": ("LINEARS", "dense", "register_linear"),  # the function `linear` would hide behind its module
+    "adapters": ("LoRA", "init_lora", "merge_lora", "adapters_of", "with_adapters"),
+    "gathered": ("Gathered", "gather"),
     "cache": ("Cache", "init_cache"),
     "comparison": ("Comparison", "compare"),
     "logprobs": ("token_kl", "token_logprobs"),
     "generation": ("Generation", "generate"),
     "capture": ("second_moments",),
     "perplexity": ("Evaluation", "evaluate", "windows"),
-    "saving": ("save_hf",),
+    "saving": ("save_hf", "layout_note"),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -8,9 +8,11 @@ import numpy as np
 
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
-from jaxlab.models.validation import layer_shapes
+from jaxlab.models.validation import layer_shapes, top_shapes
 
 Read = Callable[[str, int | None, np.ndarray], str]
+"""`read(name, layer, out)` writes leaf `name` (of layer `layer`, or None) into `out`, float32 of the leaf's shape, and
+returns the tensor's name in the file."""
 
 
 def assemble_params(cfg: ModelConfig, read: Read, *, source: str, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -18,9 +20,7 @@ def assemble_params(cfg: ModelConfig, read: Read, *, source: str, dtype: Any = j
 
     Args:
       cfg: the model; decides which leaves there are and their shapes.
-      read: `read(name, layer, out)` writes leaf `name` (of layer `layer`, or None) into `out`, float32 of the
-        leaf's
-        shape, and returns the tensor's name in the file.
+      read: see `Read`.
       source: name of the file or directory, for error messages.
       dtype: of the returned arrays.
 
@@ -31,27 +31,29 @@ def assemble_params(cfg: ModelConfig, read: Read, *, source: str, dtype: Any = j
       InputError: a tensor holds NaN or infinity.
     """
 
-    def fill(name: str, layer: int | None, out: np.ndarray) -> None:
-        tensor = read(name, layer, out)
-        if not np.isfinite(out).all():
-            raise InputError(f"{source}: tensor {tensor!r} holds NaN or infinity: the weights are damaged")
-
-    def top(name: str, *shape: int) -> Any:
-        out = np.empty(shape, np.float32)
-        fill(name, None, out)
-        return jnp.asarray(out, dtype)
-
     def stacked(name: str, shape: tuple[int, ...]) -> Any:
         out = np.empty((cfg.num_layers, *shape), np.float32)
         for layer in range(cfg.num_layers):
-            fill(name, layer, out[layer])
+            _fill(read, name, layer, out[layer], source)
         return jnp.asarray(out, dtype)
 
     params = {
-        "embed": top("embed", cfg.vocab_size, cfg.hidden_size),
-        "layers": {name: stacked(name, shape) for name, shape in layer_shapes(cfg).items()},
-        "final_norm": top("final_norm", cfg.hidden_size),
+        name: read_leaf(read, name, None, shape, source=source, dtype=dtype)
+        for name, shape in top_shapes(cfg).items()
     }
-    if not cfg.tie_embeddings:
-        params["head"] = top("head", cfg.vocab_size, cfg.hidden_size)
-    return params
+    return params | {"layers": {name: stacked(name, shape) for name, shape in layer_shapes(cfg).items()}}
+
+
+def read_leaf(
+    read: Read, name: str, layer: int | None, shape: tuple[int, ...], *, source: str, dtype: Any = jnp.float32
+) -> Any:
+    """One leaf as a jax array; arguments and errors as for `assemble_params`."""
+    out = np.empty(shape, np.float32)
+    _fill(read, name, layer, out, source)
+    return jnp.asarray(out, dtype)
+
+
+def _fill(read: Read, name: str, layer: int | None, out: np.ndarray, source: str) -> None:
+    tensor = read(name, layer, out)
+    if not np.isfinite(out).all():
+        raise InputError(f"{source}: tensor {tensor!r} holds NaN or infinity: the weights are damaged")

@@ -13,6 +13,8 @@ from jaxlab.models.config import ModelConfig
 class Cache(NamedTuple):
     """Slots for `S` tokens of each of `B` rows in each of `L` layers.
 
+    `kv_heads` is that of the widest layer; a narrower one uses the first of them.
+
     Row b's tokens lie in slots 0 .. length[b] - 1; what the later slots hold is never looked at, and the next
     token goes to slot length[b]. To drop tokens (right padding of a prompt) lower `length`.
     """
@@ -36,8 +38,14 @@ def init_cache(cfg: ModelConfig, batch: int, size: int, *, dtype: jnp.dtype = jn
     """
     if batch < 1 or size < 1:
         raise InputError(f"init_cache: batch {batch} and size {size} must be at least 1")
-    shape = (cfg.num_layers, batch, size, cfg.num_kv_heads, cfg.head_dim)
+    shape = cache_shape(cfg, batch, size)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+
+
+def cache_shape(cfg: ModelConfig, batch: int, size: int) -> tuple[int, int, int, int, int]:
+    """Shape of the keys, and of the values, of a cache of `size` slots a row."""
+    kv_heads = max(cfg.widths(layer).num_kv_heads for layer in range(cfg.num_layers))
+    return cfg.num_layers, batch, size, kv_heads, cfg.head_dim
 
 
 def write(
@@ -68,7 +76,8 @@ def write(
     return cache._replace(keys=put(cache.keys, keys), values=put(cache.values, values))
 
 
-def read(cache: Cache, layer_index: int | Int[Array, ""]) -> tuple[Array, Array]:
+def read(cache: Cache, layer_index: int | Int[Array, ""], kv_heads: int) -> tuple[Array, Array]:
     """One layer's keys and values `[B, S, kv_heads, head_dim]`, unused slots included."""
     keys = lax.dynamic_index_in_dim(cache.keys, layer_index, keepdims=False)
-    return keys, lax.dynamic_index_in_dim(cache.values, layer_index, keepdims=False)
+    values = lax.dynamic_index_in_dim(cache.values, layer_index, keepdims=False)
+    return keys[:, :, :kv_heads], values[:, :, :kv_heads]

@@ -62,6 +62,6 @@ def _second_moments(params: Params, cfg: ModelConfig, tokens: Array, mask: Array
 def _weighted_moment(
     x: Float[Array, "batch time inputs"], weights: Float[Array, "batch time"]
 ) -> Float[Array, "inputs inputs"]:
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(weights.size, x.shape[-1])
     weighted = rows * weights.reshape(-1, 1).astype(x.dtype)
     return jnp.einsum("ni,nj->ij", weighted, rows, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
 """Static description of a decoder-only language model: all that shapes its forward pass but the weights."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxlab.errors import InputError
 
@@ -44,6 +44,15 @@ class RopeScaling:
             )
 
 
+class LayerWidths(NamedTuple):
+    """What is left inside one layer of a model whose whole hidden units or key-value groups were removed."""
+
+    mlp_size: int
+    """Hidden units of the gated MLP, 0 to `ModelConfig.mlp_size`."""
+    num_kv_heads: int
+    """Key and value heads, 0 to `ModelConfig.num_kv_heads`, each with as many query heads as in the model."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape and flags of a Llama, Mistral, Qwen2, Qwen3 or Gemma 3 decoder; hashable, static under jit.
@@ -73,6 +82,8 @@ class ModelConfig:
         rope_scaling: stretch of the frequencies (not applied where `rope_theta_local` holds).
         layer_windows: for each layer how many positions, its own included, a query sees; None is all. An
             empty tuple means global attention everywhere.
+        layer_widths: for each layer what it has of `mlp_size` and `num_kv_heads`; such layers are a tuple.
+            None (also where every layer has all) is the same widths everywhere.
         tie_embeddings: the head is the embedding.
         bos_id: beginning-of-sequence token.
         eos_ids: tokens that end a sequence.
@@ -106,6 +117,7 @@ class ModelConfig:
     rope_theta_local: float | None = None
     rope_scaling: RopeScaling | None = None
     layer_windows: tuple[int | None, ...] = ()
+    layer_widths: tuple[LayerWidths, ...] | None = None
     tie_embeddings: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -140,6 +152,29 @@ class ModelConfig:
             raise InputError(
                 f"ModelConfig.layer_windows is {self.layer_windows}; a window is None or at least 1"
             )
+        if self.layer_widths is not None:
+            object.__setattr__(self, "layer_widths", self._checked_widths(self.layer_widths))
+
+    def widths(self, layer: int) -> LayerWidths:
+        """Hidden units and key-value heads of one layer."""
+        if self.layer_widths is None:
+            return LayerWidths(self.mlp_size, self.num_kv_heads)
+        return self.layer_widths[layer]
+
+    def _checked_widths(self, widths: tuple[LayerWidths, ...]) -> tuple[LayerWidths, ...] | None:
+        """The same as a tuple of `LayerWidths`; None if no layer lacks anything, so that equal models are equal."""
+        if len(widths) != self.num_layers:
+            raise InputError(
+                f"ModelConfig.layer_widths has {len(widths)} entries; it needs num_layers, {self.num_layers}"
+            )
+        full = LayerWidths(self.mlp_size, self.num_kv_heads)
+        checked = tuple(LayerWidths(*one) for one in widths)
+        for layer, one in enumerate(checked):
+            if any(not 0 <= width <= most for width, most in zip(one, full, strict=True)):
+                raise InputError(
+                    f"ModelConfig.layer_widths[{layer}] is {one}; the widths go from 0 to those of {full}"
+                )
+        return None if set(checked) == {full} else checked
 
 
 _SIZES = (

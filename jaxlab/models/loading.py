@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlab.errors import InputError
+from jaxlab.models.compact import INDICES, config_from_compact, is_compact, params_from_compact
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.gguf import read_gguf
 from jaxlab.models.gguf_weights import config_from_gguf, params_from_gguf
@@ -21,7 +22,7 @@ from jaxlab.models.huggingface import config_from_hf
 from jaxlab.models.packages import PACKAGES, is_available, weight_file
 from jaxlab.models.safetensors_weights import open_safetensors, params_from_safetensors, weight_files
 from jaxlab.models.tokenizers import tokenizer_from_directory, tokenizer_from_gguf
-from jaxlab.models.validation import layer_shapes
+from jaxlab.models.validation import layer_shapes, top_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -157,21 +158,26 @@ def describe(source: str | os.PathLike[str]) -> Description:
     path = resolve(source)
     if path.is_dir():
         files = weight_files(path)
-        cfg, file_format = _read_config(path), "safetensors"
+        config, cfg, file_format = _read_json(path / CONFIG), _read_config(path), "safetensors"
+        parameters = parameter_count(cfg)
         tensors = [tensor for file in files for tensor in _stored(file)]
-        method = (_read_json(path / CONFIG).get("quantization_config") or {}).get("quant_method")
+        method = (config.get("quantization_config") or {}).get("quant_method")
         if method:
             file_format += f", {method}"
+        if is_compact(config):
+            file_format += ", compact"
+            parameters = sum(math.prod(one.shape) for one in tensors if not one.name.endswith(INDICES))
     else:
         file, files = read_gguf(path), [path]
         cfg, file_format = config_from_gguf(file), "GGUF"
+        parameters = parameter_count(cfg)
         tensors = [TensorDescription(info.name, info.shape, info.kind) for info in file.tensors.values()]
     return Description(
         source=os.fspath(source),
         path=path,
         file_format=file_format,
         file_bytes=sum(file.stat().st_size for file in files),
-        parameters=parameter_count(cfg),
+        parameters=parameters,
         cfg=cfg,
         tensors=tuple(tensors),
     )
@@ -179,9 +185,10 @@ def describe(source: str | os.PathLike[str]) -> Description:
 
 def parameter_count(cfg: ModelConfig) -> int:
     """Number of parameters of a dense model, a tied head counted once."""
-    layer = sum(int(np.prod(shape)) for shape in layer_shapes(cfg).values())
-    embeddings = 1 if cfg.tie_embeddings else 2
-    return cfg.num_layers * layer + (embeddings * cfg.vocab_size + 1) * cfg.hidden_size
+    shapes = [*top_shapes(cfg).values()]
+    for layer in range(cfg.num_layers):
+        shapes += layer_shapes(cfg, layer).values()
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _load_gguf(path: Path, dtype: Any) -> Model:
@@ -197,11 +204,14 @@ def _load_gguf(path: Path, dtype: Any) -> Model:
 
 
 def _load_directory(directory: Path, dtype: Any) -> Model:
-    method = (_read_json(directory / CONFIG).get("quantization_config") or {}).get("quant_method")
+    config = _read_json(directory / CONFIG)
+    method = (config.get("quantization_config") or {}).get("quant_method")
     if method is not None:
         return _loader(method, directory)(directory, dtype)
     weight_files(directory)  # the most basic thing to miss, so it is said first
     cfg, tokenizer = config_and_tokenizer(directory)
+    if is_compact(config):
+        return Model(params_from_compact(directory, config, cfg, dtype=dtype), cfg, tokenizer)
     return Model(params_from_safetensors(directory, cfg, dtype=dtype), cfg, tokenizer)
 
 
@@ -219,9 +229,9 @@ def _loader(method: str, directory: Path) -> Loader:
 
 def _read_config(directory: Path) -> ModelConfig:
     generation = _read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
-    return config_from_hf(
-        _read_json(directory / CONFIG), source=str(directory / CONFIG), generation=generation
-    )
+    config = _read_json(directory / CONFIG)
+    read = config_from_compact if is_compact(config) else config_from_hf
+    return read(config, source=str(directory / CONFIG), generation=generation)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.errors import InputError
-from jaxlab.models.assembly import assemble_params
+from jaxlab.models.assembly import Read, assemble_params
 from jaxlab.models.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
@@ -66,27 +67,74 @@ def params_from_safetensors(directory: Path, cfg: ModelConfig, *, dtype: Any = j
       InputError: there are no safetensors, one is cut short, or a tensor is missing, has another shape than
         `cfg` says, or holds NaN.
     """
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for file in weight_files(directory):
-            opened = stack.enter_context(open_safetensors(file))
-            tensors |= dict.fromkeys(opened.keys(), opened)
-        prefix = _prefix(directory, tensors)
+    with stored_tensors(directory) as stored:
+        read = stored.reader(cfg, prefix=stored.prefix())
+        return assemble_params(cfg, read, source=str(directory), dtype=dtype)
+
+
+class StoredTensors:
+    """The tensors of a directory's safetensors files, read one by one while the files are open."""
+
+    def __init__(self, directory: Path, opened: dict[Path, Any]):
+        self.directory = directory
+        self._file_of = {name: file for file, tensors in opened.items() for name in tensors.keys()}
+        self._opened = opened
+
+    def get(self, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
+        """One tensor, in the dtype in which it is stored.
+
+        Raises:
+          InputError: it is missing, or has another shape.
+        """
+        file = self.file_of(tensor)
+        found = tuple(self._opened[file].get_slice(tensor).get_shape())
+        if found != shape:
+            raise InputError(
+                f"{file}: tensor {tensor!r} has shape {list(found)}, but config.json asks for {list(shape)}"
+            )
+        return self._opened[file].get_tensor(tensor)
+
+    def file_of(self, tensor: str) -> Path:
+        """The file that holds a tensor.
+
+        Raises:
+          InputError: none does.
+        """
+        if tensor not in self._file_of:
+            files = ", ".join(file.name for file in self._opened)
+            raise InputError(f"{self.directory}: tensor {tensor!r} is missing from {files}")
+        return self._file_of[tensor]
+
+    def reader(self, cfg: ModelConfig, *, prefix: str = "model.") -> Read:
+        """Reads the leaves of a model by their names here; `prefix` stands before their names there."""
 
         def read(name: str, layer: int | None, out: np.ndarray) -> str:
             tensor = tensor_name(cfg, name, layer, prefix=prefix)
-            if tensor not in tensors:
-                raise InputError(f"{directory}: tensor {tensor!r} is missing from the safetensors")
-            shape = tensors[tensor].get_slice(tensor).get_shape()
-            if tuple(shape) != out.shape:
-                raise InputError(
-                    f"{directory}: tensor {tensor!r} has shape {list(shape)}, but config.json asks for"
-                    f" {list(out.shape)}"
-                )
-            out[...] = tensors[tensor].get_tensor(tensor)
+            out[...] = self.get(tensor, out.shape)
             return tensor
 
-        return assemble_params(cfg, read, source=str(directory), dtype=dtype)
+        return read
+
+    def prefix(self) -> str:
+        """What stands before `embed_tokens.weight`: "model.", or longer inside a model that also sees images."""
+        found = [name for name in self._file_of if name.endswith(_EMBED)]
+        if len(found) != 1:
+            raise InputError(
+                f"{self.directory}: expected one tensor named ...{_EMBED}, found {found or 'none'}"
+            )
+        return found[0].removesuffix(_EMBED)
+
+
+@contextlib.contextmanager
+def stored_tensors(directory: Path) -> Iterator[StoredTensors]:
+    """Opens the safetensors files of a directory.
+
+    Raises:
+      InputError: there are none, or one is cut short or damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        files = weight_files(directory)
+        yield StoredTensors(directory, {file: stack.enter_context(open_safetensors(file)) for file in files})
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -137,11 +185,3 @@ def open_safetensors(file: Path) -> Any:
         raise InputError(
             f"{file}: cannot be read as safetensors ({error}): it is cut short or damaged, get it again"
         ) from error
-
-
-def _prefix(directory: Path, tensors: dict[str, Any]) -> str:
-    """What stands before `embed_tokens.weight`: "model.", or longer inside a model that also sees images."""
-    found = [name for name in tensors if name.endswith(_EMBED)]
-    if len(found) != 1:
-        raise InputError(f"{directory}: expected one tensor named ...{_EMBED}, found {found or 'none'}")
-    return found[0].removesuffix(_EMBED)

@@ -1,5 +1,10 @@
-"""Writing a model as a Hugging Face directory that `transformers` opens."""
+"""Writing a model as a Hugging Face directory that `transformers` opens, in one of three layouts.
 
+`masked`: the shapes of the model before pruning, zeros where something was removed. `uniform`: layers that differ in
+width are padded with zeros to the widest. `compact`: every matrix as small as it is, with code that reads it.
+"""
+
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,16 +16,19 @@ import numpy as np
 
 from jaxlab.errors import InputError, ResourceError
 from jaxlab.files import atomic_directory
+from jaxlab.models.compact import compact_config, index_buffers, write_sources
 from jaxlab.models.config import ModelConfig
+from jaxlab.models.gathered import Gathered
 from jaxlab.models.huggingface import config_to_hf
 from jaxlab.models.linear import dense
 from jaxlab.models.safetensors_weights import WEIGHTS, tensor_name
-from jaxlab.models.validation import layer_shapes
+from jaxlab.models.validation import layer_shapes, top_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DTYPES = ("float32", "bfloat16", "float16")
+LAYOUTS = ("masked", "uniform", "compact")
 
 
 def save_hf(
@@ -30,11 +38,12 @@ def save_hf(
     directory: str | os.PathLike[str],
     *,
     dtype: Any = jnp.float32,
+    layout: str = "masked",
 ) -> None:
-    """Saves a dense model with `config.json`, `model.safetensors` and its tokenizer.
+    """Saves a model with `config.json`, `model.safetensors` and its tokenizer.
 
-    Every leaf is written as the dense matrix that it stands for. A directory that is already there is
-    replaced whole, and stays as it is when anything fails.
+    Every leaf is written as the dense matrix that it stands for, but a `Gathered` one under the layout "compact".
+    A directory that is already there is replaced whole, and stays as it is when anything fails.
 
     Args:
       params: parameters, layers stacked or as a tuple.
@@ -42,45 +51,116 @@ def save_hf(
       tokenizer: saved beside the weights.
       directory: where to.
       dtype: float32, bfloat16 or float16.
+      layout: "masked" has the sizes of `cfg`, "uniform" those of its widest layer: what a layer lacks is filled with
+        zeros. "compact" stores each layer as it is; `load` gives the same parameters back, layers as a tuple.
 
     Raises:
-      InputError: unsupported `dtype` or `cfg`, or a leaf has another shape than `cfg` says or holds NaN.
+      InputError: unsupported `dtype`, `layout` or `cfg`, or a leaf has another shape than `cfg` says, holds NaN,
+        or is `Gathered` under the layout "uniform".
       ResourceError: the disk is full, or the directory cannot be written.
     """
     dtype = jnp.dtype(dtype)
     if dtype.name not in DTYPES:
         raise InputError(f"dtype is {dtype.name}; it must be one of {', '.join(DTYPES)}")
-    config = config_to_hf(cfg) | {"dtype": dtype.name}
-    tensors = named_tensors(params, cfg, dtype)
+    _check_layout(layout)
+    layers = params["layers"]
+    if isinstance(layers, tuple) and len(layers) != cfg.num_layers:
+        raise InputError(f"params['layers'] has {len(layers)} layers; cfg.num_layers is {cfg.num_layers}")
+    compact = layout == "compact"
+    stored = widest(cfg) if layout == "uniform" else dataclasses.replace(cfg, layer_widths=None)
+    config = compact_config(params, cfg) if compact else config_to_hf(stored)
+    tensors = named_tensors(params, cfg, dtype, layout=layout, stored=stored)
     with atomic_directory(directory) as temporary:
-        write_config_and_tokenizer(temporary, config, tokenizer)
+        write_config_and_tokenizer(temporary, config | {"dtype": dtype.name}, tokenizer)
         write_safetensors(temporary / WEIGHTS, tensors)
+        if compact:
+            write_sources(temporary, cfg.family)
 
 
-def named_tensors(params: dict[str, Any], cfg: ModelConfig, dtype: Any) -> dict[str, np.ndarray]:
-    """All parameters as dense numpy arrays under their Hugging Face names; a tied head is left out.
+def layout_note(layout: str) -> str:
+    """One sentence on who opens a directory of this layout, to be shown to whoever exports one.
+
+    Raises:
+      InputError: an unknown layout.
+    """
+    _check_layout(layout)
+    lacking = "stock transformers and vLLM do not accept per-layer widths"
+    return {
+        "masked": f"layout masked: zeros stand where weights were removed, since {lacking}.",
+        "uniform": f"layout uniform: narrower layers are padded with zeros to the widest, since {lacking}.",
+        "compact": f"layout compact: {lacking}, so that this opens with jaxlab, or with "
+        "AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True), which runs the code in the directory.",
+    }[layout]
+
+
+def widest(cfg: ModelConfig) -> ModelConfig:
+    """A model of equal layers into which every layer of `cfg` fits.
+
+    The number of query heads must divide the hidden size where it did before: transformers checks it for some
+    families, although `head_dim` is explicit.
+    """
+    widths = [cfg.widths(layer) for layer in range(cfg.num_layers)]
+    group = cfg.num_heads // cfg.num_kv_heads
+    needed = max(1, *(one.num_kv_heads for one in widths))
+    candidates = range(needed, cfg.num_kv_heads)
+    kv_heads = next((n for n in candidates if cfg.hidden_size % (n * group) == 0), cfg.num_kv_heads)
+    return dataclasses.replace(
+        cfg,
+        num_heads=kv_heads * group,
+        num_kv_heads=kv_heads,
+        mlp_size=max(1, *(one.mlp_size for one in widths)),
+        layer_widths=None,
+    )
+
+
+def named_tensors(
+    params: dict[str, Any], cfg: ModelConfig, dtype: Any, *, layout: str, stored: ModelConfig
+) -> dict[str, np.ndarray]:
+    """All parameters as numpy arrays under their Hugging Face names; a tied head is left out.
+
+    Args:
+      params: the model.
+      cfg: its configuration.
+      dtype: of the arrays.
+      layout: see `save_hf`.
+      stored: the sizes to which matrices are padded, unless the layout is "compact".
 
     Raises:
       InputError: a leaf has another shape than `cfg` says, or holds NaN or infinity (also after rounding to
-        `dtype`).
+        `dtype`), or cannot be had in this layout.
     """
     tensors: dict[str, np.ndarray] = {}
 
-    def add(name: str, layer: int | None, leaf: Any, shape: tuple[int, ...]) -> None:
-        tensor = tensor_name(cfg, name, layer)
+    def finite(tensor: str, leaf: Any) -> np.ndarray:
         with np.errstate(over="ignore"):  # said below, with the tensor's name
             array = np.asarray(dense(leaf)).astype(dtype)
-        if array.shape != shape:
-            raise InputError(f"{tensor} has shape {list(array.shape)}, but cfg asks for {list(shape)}")
         if not np.isfinite(array).all():
             raise InputError(f"{tensor} holds NaN or infinity in {dtype}; nothing was saved")
-        tensors[tensor] = np.ascontiguousarray(array)
+        return np.ascontiguousarray(array)
 
-    vocabulary = (cfg.vocab_size, cfg.hidden_size)
-    add("embed", None, params["embed"], vocabulary)
-    add("final_norm", None, params["final_norm"], (cfg.hidden_size,))
-    if not cfg.tie_embeddings:
-        add("head", None, params["head"], vocabulary)
+    def check_shape(tensor: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if found != shape:
+            raise InputError(f"{tensor} has shape {list(found)}, but cfg asks for {list(shape)}")
+
+    def add(name: str, layer: int | None, leaf: Any, shape: tuple[int, ...], room: tuple[int, ...]) -> None:
+        tensor = tensor_name(cfg, name, layer)
+        if isinstance(leaf, Gathered) and layout == "uniform":
+            raise InputError(
+                f"{tensor} has rows and columns left that do not line up with those of other matrices, which layout "
+                "'uniform' cannot express: use 'compact', or 'masked'"
+            )
+        if isinstance(leaf, Gathered) and layout == "compact":
+            check_shape(tensor, (leaf.size, leaf.width), shape)
+            tensors[tensor] = finite(tensor, leaf.weight)
+            tensors.update(index_buffers(tensor, leaf))
+            return
+        array = finite(tensor, leaf)
+        check_shape(tensor, array.shape, shape)
+        lacking = [(0, most - size) for most, size in zip(room, shape, strict=True)]
+        tensors[tensor] = array if room == shape else np.pad(array, lacking)
+
+    for name, shape in top_shapes(cfg).items():
+        add(name, None, params[name], shape, shape)
     layers = params["layers"]
     for index in range(cfg.num_layers):
         one = (
@@ -88,8 +168,10 @@ def named_tensors(params: dict[str, Any], cfg: ModelConfig, dtype: Any) -> dict[
             if isinstance(layers, tuple)
             else jax.tree.map(lambda leaf, i=index: leaf[i], layers)
         )
-        for name, shape in layer_shapes(cfg).items():
-            add(name, index, one[name], shape)
+        shapes = layer_shapes(cfg, index)
+        room = shapes if layout == "compact" else layer_shapes(stored)
+        for name, shape in shapes.items():
+            add(name, index, one[name], shape, room[name])
     return tensors
 
 
@@ -135,6 +217,11 @@ def write_safetensors(
     except SafetensorError as error:
         raise ResourceError(f"cannot write {file}: {error}") from error
     file.chmod(mode)  # it replaces the file by one for its owner alone
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise InputError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

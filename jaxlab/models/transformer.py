@@ -2,7 +2,8 @@
 
 `params` is `{"embed": [V, D], "layers": {name: [L, ...]} or a tuple of per-layer dicts, "final_norm": [D],
 "head": [V, D] (absent when tied)}` with all matrices `[out, in]`. Stacked layers run under one `lax.scan`; a
-tuple runs as a Python loop of the same `block`, so that its members may differ in kind and width.
+tuple runs as a Python loop of the same `block`, so that its members may differ in kind and width; a layer may
+have no key-value heads or no hidden units left.
 """
 
 from collections.abc import Callable
@@ -31,6 +32,7 @@ INPUT_SITES: dict[str, tuple[str, ...]] = {
     "mlp_hidden": ("down",),
 }
 """The four inputs of a block's matrices, and the matrices that read each of them."""
+SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 
 
 class Forward(NamedTuple):
@@ -174,11 +176,14 @@ def _attention_part(
     q, k = rotate(q, *rope), rotate(k, *rope)
 
     scale = cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
-    if cache is None:
+    kv_heads = k.shape[2]
+    if kv_heads == 0:
+        mixed = v  # nothing is left to attend with: the branch is its bias, or nothing
+    elif cache is None:
         mixed = attend(q, k, v, scale=scale, window=window, segment_ids=segment_ids)
     else:
         cache = write(cache, layer_index, k, v)
-        keys, values = read(cache, layer_index)
+        keys, values = read(cache, layer_index, kv_heads)
         mixed = attend(q, keys, values, scale=scale, window=window, first_slot=cache.length)
     attention_output = mixed.reshape(batch, time, -1)
     branch = _affine(attention_output, layer, "o")
@@ -295,7 +300,7 @@ def _affine(x: Array, layer: dict[str, Any], name: str) -> Array:
 def _heads(
     x: Float[Array, "batch time width"], cfg: ModelConfig
 ) -> Float[Array, "batch time heads head_dim"]:
-    return x.reshape(*x.shape[:2], -1, cfg.head_dim)
+    return x.reshape(*x.shape[:2], x.shape[-1] // cfg.head_dim, cfg.head_dim)
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

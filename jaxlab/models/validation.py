@@ -8,17 +8,26 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxlab.errors import InputError
-from jaxlab.models.cache import Cache
+from jaxlab.models.cache import Cache, cache_shape
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import is_linear_leaf
 
 _Shapes = dict[str, tuple[int, ...]]
 
 
-def layer_shapes(cfg: ModelConfig) -> _Shapes:
-    """Name and shape of every leaf of one layer."""
-    hidden, mlp = cfg.hidden_size, cfg.mlp_size
-    heads, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+def top_shapes(cfg: ModelConfig) -> _Shapes:
+    """Name and shape of every leaf outside of the layers."""
+    vocabulary = (cfg.vocab_size, cfg.hidden_size)
+    shapes: _Shapes = {"embed": vocabulary, "final_norm": (cfg.hidden_size,)}
+    return shapes if cfg.tie_embeddings else shapes | {"head": vocabulary}
+
+
+def layer_shapes(cfg: ModelConfig, layer: int = 0) -> _Shapes:
+    """Name and shape of every leaf of one layer; which one matters only under `cfg.layer_widths`."""
+    hidden = cfg.hidden_size
+    mlp, kv_heads = cfg.widths(layer)
+    kv = kv_heads * cfg.head_dim
+    heads = kv * (cfg.num_heads // cfg.num_kv_heads)
     shapes: _Shapes = {
         "attn_norm": (hidden,),
         "q": (heads, hidden),
@@ -46,21 +55,25 @@ def layer_shapes(cfg: ModelConfig) -> _Shapes:
 def check_params(params: dict[str, Any], cfg: ModelConfig) -> None:
     """Compare names and shapes of all leaves with the configuration.
 
-    Leaves of registered classes are taken as they are. In a tuple of layers the widths inside a block (heads,
-    MLP) may differ from the configuration; what touches the residual stream may not.
+    Leaves of registered classes are taken as they are. Where `cfg.layer_widths` is None, the widths inside a
+    block (heads, MLP) of a tuple of layers may differ from the configuration, so that a model and its pruned
+    versions share one; what touches the residual stream may not.
 
     Raises:
         InputError: a leaf is missing, unknown, or of a wrong shape.
     """
-    top: _Shapes = {"embed": (cfg.vocab_size, cfg.hidden_size), "final_norm": (cfg.hidden_size,)}
-    if not cfg.tie_embeddings:
-        top["head"] = (cfg.vocab_size, cfg.hidden_size)
+    top = top_shapes(cfg)
     _check_names("params", params, [*top, "layers"])
     for name, shape in top.items():
         _check_shape(f"params[{name!r}]", params[name], shape)
 
     layers, shapes = params["layers"], layer_shapes(cfg)
     if not isinstance(layers, tuple):
+        if cfg.layer_widths is not None:
+            raise InputError(
+                "params['layers'] is stacked, but cfg.layer_widths gives each layer its own widths: "
+                "make it a tuple of layers"
+            )
         _check_names("params['layers']", layers, list(shapes))
         for name, shape in shapes.items():
             _check_shape(f"params['layers'][{name!r}]", layers[name], (cfg.num_layers, *shape))
@@ -69,8 +82,9 @@ def check_params(params: dict[str, Any], cfg: ModelConfig) -> None:
         raise InputError(f"params['layers'] has {len(layers)} layers; cfg.num_layers is {cfg.num_layers}")
     for i, layer in enumerate(layers):
         _check_names(f"params['layers'][{i}]", layer, list(shapes))
-        for name, shape in shapes.items():
-            free = [axis for axis, of in enumerate(_AXES.get(name, ())) if of == "inner"]
+        for name, shape in layer_shapes(cfg, i).items():
+            inner = [axis for axis, of in enumerate(_AXES.get(name, ())) if of == "inner"]
+            free = inner if cfg.layer_widths is None else []
             _check_shape(f"params['layers'][{i}][{name!r}]", layer[name], shape, free)
 
 
@@ -114,7 +128,7 @@ def check_cache(cache: Cache, cfg: ModelConfig, tokens: Array, segment_ids: Arra
         raise InputError("segment_ids cannot be combined with a cache: a cached row is one segment")
     batch, time = tokens.shape
     slots = cache.keys.shape[2]
-    expected = (cfg.num_layers, batch, slots, cfg.num_kv_heads, cfg.head_dim)
+    expected = cache_shape(cfg, batch, slots)
     if cache.keys.shape != expected or cache.values.shape != expected or cache.length.shape != (batch,):
         raise InputError(
             f"cache has keys {cache.keys.shape}, values {cache.values.shape}, length {cache.length.shape}; "

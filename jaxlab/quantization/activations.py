@@ -9,9 +9,8 @@ from jaxtyping import Array, BFloat16, Float
 
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.fast_products import fast_transposed_product
-from jaxlab.models.transformer import INPUT_SITES, attention_part, block, mlp_part
+from jaxlab.models.transformer import attention_part, block, mlp_part
 
-SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 _TOKENS_AT_ONCE = 2048
 
 Part = Literal["block", "attention", "mlp"]

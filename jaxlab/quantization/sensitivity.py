@@ -8,7 +8,6 @@ different output rows add up. Reference: GuidedQuant (arXiv:2505.07004) for toke
 for the second moment of the gradients; LLM Surgeon (arXiv:2312.17244) for the true Fisher.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,16 +18,17 @@ from jaxtyping import Array, BFloat16, Float, Int
 
 from jaxlab.kernels.block_feedback import inverse_cholesky
 from jaxlab.models.config import ModelConfig
+from jaxlab.models.draws import draw
 from jaxlab.models.fast_products import FastMatrix, fast_head, fast_transposed_product, with_fast_products
-from jaxlab.models.linear import LINEARS, dense, linear, register_linear
+from jaxlab.models.linear import LINEARS, dense, linear
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
-from jaxlab.models.transformer import embed, forward
-from jaxlab.quantization.activations import SITE_OF, block_inputs, second_moment
+from jaxlab.models.taps import Tapped
+from jaxlab.models.transformer import SITE_OF, embed, forward
+from jaxlab.quantization.activations import block_inputs, second_moment
 from jaxlab.quantization.rotation import random_signs, rotate_hessian
 
 _TOKENS_AT_ONCE = 1024
-_STRETCH = 256  # about the root of a vocabulary's size
 
 
 class Sensitivity(NamedTuple):
@@ -38,37 +38,6 @@ class Sensitivity(NamedTuple):
     """||g||^2 of each token."""
     outputs: dict[str, Float[Array, "layers rows rows"]]
     """Mean of g g^T / ||g|| over the tokens."""
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight", "gradient"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class _Tapped:
-    """A matrix whose cotangent for `gradient` is the gradient at its outputs."""
-
-    weight: Any
-    gradient: BFloat16[Array, "rows tokens"]
-
-
-@jax.custom_vjp
-def _tap(y: Array, gradient: Array) -> Array:
-    del gradient
-    return y
-
-
-def _tap_forward(y: Array, gradient: Array) -> tuple[Array, None]:
-    del gradient
-    return y, None
-
-
-def _tap_backward(residual: None, gradient: Array) -> tuple[Array, Array]:
-    del residual
-    return gradient, gradient.reshape(-1, gradient.shape[-1]).T.astype(jnp.bfloat16)
-
-
-_tap.defvjp(_tap_forward, _tap_backward)
-register_linear(
-    _Tapped, lambda x, leaf: _tap(linear(x, leaf.weight), leaf.gradient), lambda leaf: dense(leaf.weight)
-)
 
 
 def sensitivity(
@@ -129,34 +98,17 @@ def _gradients(
     key: jax.Array,
 ) -> dict[str, BFloat16[Array, "layers rows tokens"]]:
     def log_likelihood(taps: dict[str, Array]) -> Array:
-        tapped = {name: _Tapped(fast.layers[name], taps[name]) for name in LINEARS}
+        tapped = {name: Tapped(fast.layers[name], taps[name]) for name in LINEARS}
         hidden = forward({**params, "layers": {**fast.layers, **tapped}}, cfg, windows).hidden
         scores = linear(hidden, fast.head).astype(jnp.float32)
         log_p = jax.nn.log_softmax(scores)
-        label = _draw(key, jax.lax.stop_gradient(jnp.exp(log_p)))
+        label = draw(key, jax.lax.stop_gradient(jnp.exp(log_p)))
         return jnp.sum(jnp.take_along_axis(log_p, label[..., None], axis=-1))
 
     zeros = {
         name: jnp.zeros((*params["layers"][name].shape[:2], windows.size), jnp.bfloat16) for name in LINEARS
     }
     return jax.grad(log_likelihood)(zeros)
-
-
-def _draw(key: jax.Array, p: Float[Array, "*shape values"]) -> Int[Array, "*shape"]:
-    """One value a distribution, by where a uniform number falls in the sum: first which stretch, then where in it.
-
-    One random number a draw instead of one a value, as `jax.random.categorical` takes: on a CPU those numbers would
-    be a third of the work of `sensitivity`.
-    """
-    stretches = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % _STRETCH)])
-    stretches = stretches.reshape(*p.shape[:-1], -1, _STRETCH)
-    upto = jnp.cumsum(stretches.sum(-1), axis=-1)
-    at = jax.random.uniform(key, p.shape[:-1]) * upto[..., -1]
-    first = jnp.sum(upto <= at[..., None], axis=-1)
-    before = jnp.take_along_axis(upto - stretches.sum(-1), first[..., None], axis=-1)
-    inside = jnp.take_along_axis(stretches, first[..., None, None], axis=-2)[..., 0, :]
-    second = jnp.sum(before + jnp.cumsum(inside, axis=-1) <= at[..., None], axis=-1)
-    return jnp.minimum(first * _STRETCH + jnp.minimum(second, _STRETCH - 1), p.shape[-1] - 1)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -11,11 +11,12 @@ import pytest
 from toy_model import toy, toy_tokens
 
 from jaxlab.models import INPUT_SITES, LINEARS, embed, forward, logits, register_linear
+from jaxlab.models.draws import draw
 from jaxlab.models.fast_products import fast_head, with_fast_products
 from jaxlab.models.linear import linear
 from jaxlab.models.transformer import run_layers
 from jaxlab.quantization.rotation import random_signs, rotate
-from jaxlab.quantization.sensitivity import _draw, matrix_costs, sensitivity, token_weights
+from jaxlab.quantization.sensitivity import matrix_costs, sensitivity, token_weights
 
 PARAMS, CFG = toy()
 TOKENS = toy_tokens(windows=2, context=10)
@@ -47,7 +48,7 @@ def gradients():
         hidden = forward({**PARAMS, "layers": layers}, CFG, TOKENS).hidden
         return jax.nn.log_softmax(linear(hidden, fast_head(PARAMS)))
 
-    drawn = _draw(jax.random.fold_in(KEY, 0), jnp.exp(log_p(fast)))
+    drawn = draw(jax.random.fold_in(KEY, 0), jnp.exp(log_p(fast)))
 
     def log_likelihood(shifts):
         layers = fast | {name: Shifted(fast[name], shifts[name]) for name in LINEARS}
@@ -72,25 +73,6 @@ def test_moments_of_gradients_are_those_of_explicit_ones(gradients, fisher):
         expected = np.einsum("lwtr,lwts->lrs", g, unit) / TOKENS.size
         error = np.linalg.norm(fisher.outputs[name] - expected) / np.linalg.norm(expected)
         assert error < 0.02, (name, error)
-
-
-def test_labels_are_drawn_as_often_as_they_are_probable():
-    p = np.random.default_rng(0).dirichlet(
-        np.full(700, 0.02)
-    )  # over three stretches of values, the last not full
-    p[:3] = 0
-    p /= p.sum()
-    draws = 20_000
-    drawn = np.asarray(_draw(jax.random.key(0), jnp.broadcast_to(jnp.asarray(p, jnp.float32), (draws, 700))))
-    counts = np.bincount(drawn, minlength=700)
-    assert counts[p < 1e-12].sum() == 0
-    seen = p * draws > 5
-    expected = (p * draws)[seen]
-    chi_square = ((counts[seen] - expected) ** 2 / expected).sum()
-    assert seen.sum() > 10
-    assert abs(chi_square - seen.sum()) < 4 * np.sqrt(2 * seen.sum())
-    certain = jnp.zeros((5, 300)).at[:, 299].set(1.0)
-    assert _draw(jax.random.key(1), certain).tolist() == [299] * 5
 
 
 def test_half_the_weighted_power_of_an_error_is_the_divergence_it_causes():
