@@ -214,9 +214,7 @@ def wanda_scores(W: Float[Array, "rows columns"], A: Factor) -> Float[Array, "ro
     return jnp.abs(W) * jnp.sqrt(jnp.maximum(_diagonal(A), 0))
 
 
-def wanda_mask(
-    W: Float[Array, "rows columns"], A: Factor, sparsity: float
-) -> Bool[Array, "rows columns"]:
+def wanda_mask(W: Float[Array, "rows columns"], A: Factor, sparsity: float) -> Bool[Array, "rows columns"]:
     """The int(sparsity * columns) lowest Wanda scores of every row; for n:m use `n_of_m(wanda_scores(W, A), n, m)`.
 
     Weights that are zero already score 0 and come first; ties go to the lower index.

@@ -48,8 +48,8 @@ def update_elements(
 ) -> Float[Array, "rows columns"]:
     """Removes single weights of a matrix and moves the others to make up for it.
 
-    Weights pruned earlier belong into the mask: they are kept at zero. Over layers use `jax.lax.map`; under `vmap` every
-    system is padded to the largest size.
+    Weights pruned earlier belong into the mask: they are kept at zero. Over layers use `jax.lax.map`; under `vmap`
+    every system is padded to the largest size.
 
     Args:
       W: weights.
@@ -183,7 +183,9 @@ def _runs(mask: Bool[Array, "rows columns"], run_of_row: Int[Array, " rows"], si
 def _chunks(count: Int[Array, " rows"], max_chunk: int) -> Int[Array, " rows"]:
     """The chunk of each row: rows in order, a new chunk where the next row would not fit any more."""
 
-    def step(state: tuple[jax.Array, jax.Array], count: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def step(
+        state: tuple[jax.Array, jax.Array], count: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         chunk, filled = state
         full = (filled > 0) & (filled + count > max_chunk)
         chunk, filled = chunk + full, jnp.where(full, count, filled + count)

@@ -50,6 +50,8 @@ class TokenTaps(NamedTuple):
     inputs: dict[str, Float[Array, "L columns tokens"]]
     gradients: dict[str, Float[Array, "L rows tokens"]]
     """Of the sum, not the mean, of the losses of a sequence's predictions: no underflow in bfloat16."""
+    losses: Float[Array, "batch time-1"]
+    """-log p(next token), nats."""
 
 
 def init_factors(params: dict[str, Any]) -> Factors:
@@ -196,7 +198,7 @@ def token_taps(
     check_params(params, cfg)
     _check_tokens(tokens, cfg, None)
     captured = _capture(_prepared(params, products), cfg, jnp.asarray(tokens), None, None, 1, "tokens")
-    return TokenTaps(captured.inputs, captured.gradients[0])
+    return TokenTaps(captured.inputs, captured.gradients[0], captured.losses)
 
 
 class _Prepared(NamedTuple):
@@ -210,7 +212,7 @@ class _Captured(NamedTuple):
     inputs: dict[str, Array]
     gradients: list[dict[str, Array]]
     count: Array
-    loss: Array
+    losses: Array
     predictions: Array
 
 
@@ -295,14 +297,14 @@ def _capture(
         size, of = (tokens.size, dtype) if kept == "tokens" else (rows, jnp.float32)
         dummies[name] = jnp.zeros((count, rows, size), of)
     hidden, pull_back, found = jax.vjp(hidden_states, dummies, has_aux=True)
-    loss, cotangents = _loss(model.head, hidden, tokens, scored, key, draws)
+    losses, cotangents = _loss(model.head, hidden, tokens, scored, key, draws)
     gradients = [pull_back(cotangent)[0] for cotangent in cotangents]
     if mask is not None:
         gradients = [
             {name: g * counts.reshape(-1).astype(dtype) for name, g in one.items()} for one in gradients
         ]
     return _Captured(
-        found, gradients, jnp.sum(counts, dtype=jnp.float32), loss, jnp.sum(scored, dtype=jnp.float32)
+        found, gradients, jnp.sum(counts, dtype=jnp.float32), losses, jnp.sum(scored, dtype=jnp.float32)
     )
 
 
@@ -313,8 +315,8 @@ def _loss(
     scored: Bool[Array, "batch time-1"],
     key: jax.Array | None,
     draws: int,
-) -> tuple[Float[Array, ""], list[Float[Array, "batch time hidden"]]]:
-    """The sum of the losses, and for each draw the gradient of its loss with respect to the hidden states."""
+) -> tuple[Float[Array, "batch time-1"], list[Float[Array, "batch time hidden"]]]:
+    """The loss of every prediction, and for each draw the gradient of its loss with respect to the hidden states."""
     batch, time = tokens.shape
     # Sequences with fewer predictions count as much as full ones: their mean loss is what is differentiated.
     weights = scored * ((time - 1) / jnp.maximum(jnp.sum(scored, axis=1, keepdims=True), 1))
@@ -329,23 +331,24 @@ def _loss(
     def one(part: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
         index, rows, target, weight, counted = part
         scores, pull_back = jax.vjp(lambda rows: linear(rows, head).astype(jnp.float32), rows)
-        log_p = jax.nn.log_softmax(scores)
-        p = jnp.exp(log_p)
+        total = jax.nn.logsumexp(scores, axis=-1)
+        p = jnp.exp(scores - total[:, None])
         place = jnp.arange(size)
         if key is None:
             labels = [target]
         else:
             labels = [draw(jax.random.fold_in(jax.random.fold_in(key, i), index), p) for i in range(draws)]
         cotangents = [p.at[place, label].add(-1.0) * weight[:, None] for label in labels]
-        loss = -jnp.sum(jnp.where(counted, log_p[place, target], 0.0))
-        return loss, tuple(pull_back(cotangent)[0] for cotangent in cotangents)
+        losses = jnp.where(counted, total - scores[place, target], 0.0)
+        return losses, tuple(pull_back(cotangent)[0] for cotangent in cotangents)
 
     parts = (split(hidden[:, :-1]), split(tokens[:, 1:]), split(weights), split(scored))
     losses, gradients = jax.lax.map(one, (jnp.arange(chunks), *parts))
     whole = [
         g.reshape(chunks * size, -1)[: batch * (time - 1)].reshape(batch, time - 1, -1) for g in gradients
     ]
-    return jnp.sum(losses), [jnp.pad(g, ((0, 0), (0, 1), (0, 0))) for g in whole]
+    losses = losses.reshape(-1)[: batch * (time - 1)].reshape(batch, time - 1)
+    return losses, [jnp.pad(g, ((0, 0), (0, 1), (0, 0))) for g in whole]
 
 
 @functools.partial(jax.jit, static_argnames=("predictions", "kept"), donate_argnums=0)
@@ -367,7 +370,7 @@ def _add(factors: Factors, captured: _Captured, predictions: int, kept: Kept) ->
         A,
         G,
         factors.count + captured.count,
-        factors.loss + captured.loss,
+        factors.loss + jnp.sum(captured.losses),
         factors.predictions + captured.predictions,
     )
 

@@ -36,7 +36,7 @@ _LANGUAGE = ("models", "data")
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
-        System("surgeon", "The LLM Surgeon", "2312.17244", "pruning", None, _LANGUAGE),
+        System("surgeon", "The LLM Surgeon", "2312.17244", "pruning", "jaxlab.recipes.surgeon", _LANGUAGE),
         System(
             "pvq",
             "Pyramid Vector Quantization for LLMs",

@@ -1,6 +1,6 @@
 """Empirical-Fisher KFAC factors by two other libraries, brought to the scale of ours.
 
-Agreed scale, for N sequences of T tokens with P predictions each (P = T - 1 in a language model):
+Agreed scale, for N sequences of T tokens with P = T - 1 predictions each:
 
     A = sum over tokens of a a^T / (N T)        G = sum over tokens of g g^T / (N T)
 
@@ -10,11 +10,13 @@ sequence's *mean* loss. With s = P g the gradient of the sequence's *summed* los
     curvlinops 3.0.1, reduction="mean", one batch:  A = sum a a^T / (N T)    G = sum s s^T / (N P)
     kfac-jax 0.0.8, "fisher_empirical":             A = sum a a^T / N        G = sum s s^T / N^2
 
-and kfac-jax divides the product by T when it is applied.
+and kfac-jax divides the product by T when it is applied. Both live in environments of their own: `benchmarks/peers`.
 """
 
+import os
+from collections.abc import Mapping
+
 import numpy as np
-import torch
 
 from benchmarks.peers import run_peer
 
@@ -22,49 +24,32 @@ Pair = tuple[np.ndarray, np.ndarray]
 """A [C, C] and G [R, R] of one layer."""
 
 
-def curvlinops_factors(
-    module: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, *, layers: list[str]
-) -> dict[str, Pair]:
-    """Factors by curvlinops ("expand", weight and bias together); runs in our environment.
+def curvlinops_factors(directory: str | os.PathLike[str], windows: np.ndarray) -> dict[str, Pair]:
+    """Factors by curvlinops of a model in a Hugging Face directory, by the names of the weights.
 
     Args:
-      module: maps `inputs` [N, T, ...] to scores [N, V, P], classes in the middle as `CrossEntropyLoss` wants them.
-      inputs: one batch; token ids will do.
-      targets: int [N, P].
-      layers: names of the `nn.Linear` modules inside; each must be used once.
+      directory: as `save_hf` writes it.
+      windows: int [N, T].
     """
-    from curvlinops import KFACLinearOperator
-
-    tokens, predictions = inputs.shape[1], targets.shape[1]
-    operator = KFACLinearOperator(
-        module,
-        torch.nn.CrossEntropyLoss(reduction="mean"),
-        [parameter for name in layers for parameter in module.get_submodule(name).parameters()],
-        [(inputs, targets)],
-        fisher_type="empirical",
-        kfac_approx="expand",
-        separate_weight_and_bias=False,
-        check_deterministic=False,
-    )
-    operator.compute_kronecker_factors()
-    A, G = operator._input_covariances, operator._gradient_covariances
-    return {name: (A[name].numpy(), G[name].numpy() / (predictions * tokens)) for name in layers}
+    found = run_peer("curvlinops", {"model": np.array(str(directory)), "windows": windows})
+    tokens = windows.shape[1]
+    names = [key.removeprefix("A:") for key in found if key.startswith("A:")]
+    return {name: (found[f"A:{name}"], found[f"G:{name}"] / ((tokens - 1) * tokens)) for name in names}
 
 
 def kfac_jax_factors(
-    first: np.ndarray, bias: np.ndarray, second: np.ndarray, inputs: np.ndarray, targets: np.ndarray
+    weights: Mapping[str, np.ndarray], inputs: np.ndarray, targets: np.ndarray
 ) -> dict[str, Pair]:
-    """Factors by kfac-jax, in an environment of its own, of the small model in `benchmarks/peers/kfac_jax.py`.
+    """Factors by kfac-jax of the small causal model in `benchmarks/peers/kfac_jax.py`, which traces no transformer.
 
     Args:
-      first: [H, C], weights as [out, in].
-      bias: [H].
-      second: [V, H].
-      inputs: [N, T, C].
-      targets: int [N, P], with P = T - 1.
+      weights: `first` [H, C], `bias` [H] and `second` [V, H].
+      inputs: float [N, T, C].
+      targets: int [N, T - 1].
     """
-    (sequences, tokens), predictions = inputs.shape[:2], targets.shape[1]
-    weights = {"first": first.T, "bias": bias, "second": second.T}
-    found = run_peer("kfac_jax", weights | {"inputs": inputs, "targets": targets})
-    scale = sequences / (predictions**2 * tokens)
+    first, bias, second = (np.asarray(weights[name]) for name in ("first", "bias", "second"))
+    given = {"first": first.T, "bias": bias, "second": second.T, "inputs": inputs, "targets": targets}
+    found = run_peer("kfac_jax", given)
+    sequences, tokens = inputs.shape[:2]
+    scale = sequences / ((tokens - 1) ** 2 * tokens)
     return {name: (found[f"{name}_A"] / tokens, found[f"{name}_G"] * scale) for name in ("first", "second")}

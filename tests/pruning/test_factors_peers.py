@@ -1,4 +1,4 @@
-"""Two other KFAC libraries and the definition agree on the factors of a small causal model.
+"""Two other KFAC libraries and the port of the authors' hooks agree with the definition of the factors.
 
 `kfac_peers` says how their scales differ.
 """
@@ -9,77 +9,103 @@ import numpy as np
 import pytest
 import torch
 from kfac_peers import curvlinops_factors, kfac_jax_factors
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.peers import surgeon_reference
 
 N, T, INPUTS, HIDDEN, CLASSES = 3, 6, 4, 5, 7
 
 
-class CausalModel(torch.nn.Module):
-    """Two linear layers, between them tanh of the mean over all tokens so far; the last token predicts nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Linear(INPUTS, HIDDEN)
-        self.second = torch.nn.Linear(HIDDEN, CLASSES, bias=False)
-
-    def forward(self, x):
-        past_mean = torch.tril(torch.ones(T, T, dtype=x.dtype)) / torch.arange(1, T + 1)[:, None]
-        return self.second(torch.tanh(past_mean @ self.first(x)))[:, :-1].transpose(1, 2)
-
-
 @pytest.fixture(scope="module")
-def case():
-    """(torch module, inputs, targets) in float64."""
+def llama(tmp_path_factory):
+    """(directory, windows) of a tiny Llama whose query heads share keys and values."""
     torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    targets = random.integers(0, CLASSES, (N, T - 1))
-    return CausalModel().double(), random.normal(size=(N, T, INPUTS)), targets
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    directory = tmp_path_factory.mktemp("llama")
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory, np.random.default_rng(0).integers(0, 97, (N, 20)).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
-def definition(case):
-    """A and G by layer: one gradient a sequence, one outer product a token."""
-    module, inputs, targets = case
-    first, bias, second = (parameter.detach().numpy() for parameter in module.parameters())
+def definition(llama):
+    """A and G by weight: kept inputs and output gradients of one sequence at a time, summed in float64."""
+    directory, windows = llama
+    model = surgeon_reference.load(directory)
+    seen = {}
+
+    def watch(name):
+        def hook(module, given, output):
+            output.retain_grad()
+            seen[name] = given[0], output
+
+        return hook
+
+    for name, module in surgeon_reference.linears(model).items():
+        module.register_forward_hook(watch(name))
+    pairs = {name: [0.0, 0.0] for name in surgeon_reference.linears(model)}
+    for window in windows:
+        ids = torch.from_numpy(window.astype(np.int64))[None]
+        model(ids, labels=ids).loss.backward()
+        for name, (given, output) in seen.items():
+            for i, rows in enumerate((given.detach()[0], output.grad[0])):
+                pairs[name][i] += (rows.double().T @ rows.double()).numpy() / windows.size
+    return pairs
+
+
+def assert_same(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for layer, pair in expected.items():
+        for theirs, right in zip(found[layer], pair, strict=True):
+            assert np.linalg.norm(theirs - right) < tolerance * np.linalg.norm(right), layer
+
+
+def test_hooks_of_the_reference_give_the_same_kronecker_product(llama, definition):
+    directory, windows = llama
+    found = surgeon_reference.curvature(surgeon_reference.load(directory), windows)
+    expected = {}
+    for name, (A, G) in definition.items():
+        a, g = np.linalg.norm(A), np.linalg.norm(G)
+        expected[name] = A * np.sqrt(g / a), G * np.sqrt(a / g)
+    assert_same({name: (pair.A.numpy(), pair.G.numpy()) for name, pair in found.items()}, expected, 1e-5)
+
+
+@pytest.mark.slow  # makes an environment on first use
+def test_curvlinops_factors_have_the_agreed_scale(llama, definition):
+    assert_same(curvlinops_factors(*llama), definition, 1e-5)
+
+
+@pytest.mark.slow  # makes an environment on first use
+def test_kfac_jax_factors_have_the_agreed_scale():
+    random = np.random.default_rng(0)
+    shapes = {"first": (HIDDEN, INPUTS), "bias": (HIDDEN,), "second": (CLASSES, HIDDEN)}
+    weights = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    inputs, targets = random.normal(size=(N, T, INPUTS)), random.integers(0, CLASSES, (N, T - 1))
     past_mean = np.tril(np.ones((T, T))) / np.arange(1, T + 1)[:, None]
 
     def run(taps, x):
-        hidden = jnp.tanh(past_mean @ (x @ first.T + bias + taps["first"]))
-        return hidden, hidden @ second.T + taps["second"]
+        outputs = x @ weights["first"].T + weights["bias"] + taps["first"]
+        hidden = jnp.tanh(past_mean @ outputs)
+        return hidden, hidden @ weights["second"].T + taps["second"]
 
     def mean_loss(taps, x, y):
         return -jax.nn.log_softmax(run(taps, x)[1][:-1])[jnp.arange(T - 1), y].mean()
 
-    pairs = {name: [0.0, 0.0] for name in ("first", "second")}
+    expected = {name: [0.0, 0.0] for name in ("first", "second")}
     with jax.enable_x64(True):
         zeros = {"first": jnp.zeros((T, HIDDEN)), "second": jnp.zeros((T, CLASSES))}
         for x, y in zip(inputs, targets, strict=True):
             gradients = jax.grad(mean_loss)(zeros, x, y)
             layer_inputs = {"first": np.c_[x, np.ones(T)], "second": np.asarray(run(zeros, x)[0])}
-            for name, pair in pairs.items():
-                for a, g in zip(layer_inputs[name], np.asarray(gradients[name]), strict=True):
-                    pair[0] += np.outer(a, a) / (N * T)
-                    pair[1] += np.outer(g, g) / (N * T)
-    return pairs
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for layer, pair in expected.items():
-        for theirs, right in zip(found[layer], pair, strict=True):
-            assert np.linalg.norm(theirs - right) < 1e-12 * np.linalg.norm(right), layer
-
-
-def test_curvlinops_factors_have_the_agreed_scale(case, definition):
-    pytest.importorskip("curvlinops")
-    module, inputs, targets = case
-    found = curvlinops_factors(
-        module, torch.from_numpy(inputs), torch.from_numpy(targets), layers=["first", "second"]
-    )
-    assert_same(found, definition)
-
-
-@pytest.mark.slow  # makes an environment on first use
-def test_kfac_jax_factors_have_the_agreed_scale(case, definition):
-    module, inputs, targets = case
-    weights = [parameter.detach().numpy() for parameter in module.parameters()]
-    assert_same(kfac_jax_factors(*weights, inputs, targets), definition)
+            for name, pair in expected.items():
+                g = np.asarray(gradients[name])
+                pair[0] += layer_inputs[name].T @ layer_inputs[name] / (N * T)
+                pair[1] += g.T @ g / (N * T)
+    assert_same(kfac_jax_factors(weights, inputs, targets), expected, 1e-12)

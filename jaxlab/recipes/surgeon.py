@@ -1,0 +1,475 @@
+"""Prunes a real language model with the LLM Surgeon in several shots, and saves it smaller than it was.
+
+Every shot estimates the curvature of the loss on real text at the current weights, removes what costs least, moves what
+stays to make up for it, and trains a low-rank correction. What can then go without changing an output goes
+too, the rest is saved in a folder that `jaxlab.models.load` and `transformers` open, and perplexity, bytes and speed
+are compared with the original.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxlab
+from jaxlab import data
+from jaxlab.errors import InputError
+from jaxlab.files import atomic_file
+from jaxlab.models import Model, dense, evaluate, forward, load, logits, save_hf, stack_layers, windows
+from jaxlab.models.linear import LINEARS, is_linear_leaf
+from jaxlab.models.loading import describe, parameter_count
+from jaxlab.models.saving import layout_note
+from jaxlab.progress import Progress
+from jaxlab.pruning.closure import close, gather_model
+from jaxlab.pruning.coupled import remove_units, units_of
+from jaxlab.pruning.low_rank import LowRank
+from jaxlab.pruning.masks import Lines, linear_parameters, removed_parameters, sparsity_of
+from jaxlab.pruning.surgeon import UNITS, ShotReport, SurgeonConfig, SurgeonState, init, prune
+from jaxlab.runs import RunFolder
+
+METHODS = ("surgeon", "k-obd", "l-obd", "magnitude", "sparsegpt", "wanda")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the surgeon recipe."""
+
+    model: str = "pkg:smollm2"
+    """Model to prune: pkg:NAME, hf:ORG/NAME, a Hugging Face directory, a .gguf file, or a folder saved by jaxlab."""
+    structure: str = "rowcol"
+    """What is removed: rowcol, rows, cols, element, n:m (such as 2:4), mlp_units, kv_groups or units (both)."""
+    sparsity: float = 0.2
+    """Share of the parameters of the blocks' matrices to remove, in [0, 1)."""
+    shots: int = 8
+    """Steps, each with its own curvature."""
+    method: Literal["surgeon", "k-obd", "l-obd", "magnitude", "sparsegpt", "wanda"] = "surgeon"
+    """How costs and updates are made; sparsegpt and wanda are for element and n:m."""
+    calib: str = "sotu:calib"
+    """Calibration text: a corpus name (sotu:calib, moby, ...) or a path."""
+    calib_windows: int = 16
+    """Calibration windows of each shot."""
+    calib_context: int = 512
+    """Tokens per calibration window."""
+    fresh: bool = True
+    """New calibration windows for every shot."""
+    damp_a: float = 0.1
+    """Share of the mean diagonal added to the input factors before they are inverted."""
+    damp_g: float = 0.1
+    """The same for the factors of the gradients at the outputs."""
+    joint: Literal["exact", "sum"] = "exact"
+    """Rows and columns together: the optimum, or the sum of two updates as in the authors' code."""
+    max_correlate: int = 0
+    """Rows (and columns) that are updated together; 0 is all."""
+    max_chunk: int = 1
+    """Single weights that are updated together, at least those of a row."""
+    fisher: Literal["empirical", "mc"] = "empirical"
+    """Labels of the curvature: the text's own, or drawn from the model."""
+    draws: int = 1
+    """With fisher mc, labels drawn for every token."""
+    rank: int = 8
+    """Of the low-rank correction after every shot; 0 leaves it out."""
+    rank_share: float = 0.125
+    """Share of a shot's windows that the correction is trained on."""
+    rank_rate: float = 1e-4
+    """Learning rate of the correction."""
+    rank_epochs: int = 5
+    """Passes of the correction over the windows of the last shot."""
+    layout: Literal["auto", "masked", "uniform", "compact"] = "auto"
+    """How the model is saved: masked (zeros, loads everywhere), uniform (equal widths), compact (every matrix as
+    small as it is), or auto: compact where it can be, else masked."""
+    text: str = "sotu:test"
+    """Text on which perplexity is measured: a corpus name or a path."""
+    windows: int = 16
+    """Test windows; 0 takes all that the text holds."""
+    context: int = 512
+    """Tokens per test window."""
+    valid: str = "sotu:valid"
+    """Text on which perplexity is followed from shot to shot."""
+    valid_windows: int = 4
+    """Its windows; 0 leaves that out."""
+    seed: int = 0
+    """Seed of calibration offsets, sampled labels and adapters."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a value is out of range."""
+        for name, least in (
+            ("calib_windows", 1),
+            ("calib_context", 2),
+            ("context", 2),
+            ("windows", 0),
+            ("valid_windows", 0),
+            ("rank", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        self.pruning()  # checks the rest
+
+    def pruning(self) -> SurgeonConfig:
+        """The options of `jaxlab.pruning.surgeon`."""
+        low_rank = (
+            LowRank(self.rank, self.rank_rate, self.rank_share, self.rank_epochs) if self.rank else None
+        )
+        shared = {field.name for field in dataclasses.fields(SurgeonConfig)}
+        shared &= {field.name for field in dataclasses.fields(Config)}
+        return SurgeonConfig(low_rank=low_rank, **{name: getattr(self, name) for name in shared})
+
+
+PRESETS = {
+    "smoke": Config(sparsity=0.05, shots=1, calib_windows=4, rank_epochs=1, windows=2, valid_windows=0),
+    "cpu": Config(),
+    "gpu": Config(
+        sparsity=0.5,
+        shots=40,
+        calib_windows=128,
+        calib_context=2048,
+        rank_share=0.025,
+        fresh=False,
+        windows=0,
+    ),
+}
+
+
+class _Work(NamedTuple):
+    """What all stages of a run look at."""
+
+    config: Config
+    folder: RunFolder
+    progress: Progress
+    model: Model
+    calibration: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def run(
+    config: Config,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Does the run, or goes on with it after its last whole shot, and returns its summary.
+
+    Args:
+      config: the options.
+      out: run folder; None is `runs/surgeon-TIMESTAMP`.
+      resume: go on with the run in `out` (see `jaxlab.runs.RunFolder`).
+      progress: where to show how far it is; None shows nothing.
+
+    Returns:
+      The summary: perplexities, sparsity, parameters, bytes, speed, seconds.
+
+    Raises:
+      InputError: an option, the model or a text cannot be used.
+      ResourceError: a package, the network or the disk failed.
+    """
+    progress = progress or Progress(quiet=True)
+    with RunFolder(out, config, resume, system="surgeon") as folder:
+        if folder.summary is not None:
+            return folder.summary
+        with progress.stage(f"load {config.model}"):
+            loaded = load(config.model)
+            model = loaded._replace(params=_dense_and_stacked(loaded.params))
+            calibration, valid, test = _texts(config, model)
+        work = _Work(config, folder, progress, model, calibration, valid, test)
+        _warn_of_few_tokens(work)
+        state, reports = _shots(work)
+        exported = _export(work, state)
+        summary = _summary(work, state, exported)
+        _figures(work, reports, summary)
+        return folder.finish(summary)
+
+
+def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that the command line prints at the end."""
+    rows = []
+    for label, which in (("original", "base"), ("pruned", "pruned")):
+        before = which == "base"
+        rows.append(
+            {
+                "model": f"{summary['model']}, {label}",
+                "perplexity": f"{summary[f'ppl_{which}']:.3f}",
+                "parameters": f"{summary['params_before' if before else 'params_after']:,}",
+                "MB": f"{summary['bytes_before' if before else 'bytes_after'] / 1e6:.1f}",
+                "forward": "1.00 x" if before else f"{summary['forward_speedup']:.2f} x",
+            }
+        )
+    return rows
+
+
+def _dense_and_stacked(params: dict[str, Any]) -> dict[str, Any]:
+    """Quantized, gathered or adapted matrices as the arrays that they stand for."""
+    plain = jax.tree.map(
+        lambda leaf: dense(leaf) if is_linear_leaf(leaf) else leaf, params, is_leaf=is_linear_leaf
+    )
+    return stack_layers(plain)
+
+
+def _texts(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Calibration, validation and test windows, each with the beginning-of-text token where the model wants one."""
+    bos = model.cfg.bos_id if model.cfg.add_bos else None
+    calibration = data.calibration_windows(
+        data.token_ids(config.calib, model.tokenizer),
+        context=config.calib_context,
+        count=config.calib_windows * (config.shots if config.fresh else 1),
+        seed=config.seed,
+        bos_id=bos,
+    )
+    found = []
+    for name, text, count in (
+        ("valid_windows", config.valid, config.valid_windows),
+        ("windows", config.text, config.windows),
+    ):
+        if name == "valid_windows" and not count:
+            found.append(np.zeros((0, config.context), np.int32))
+            continue
+        cut = windows(data.token_ids(text, model.tokenizer), config.context, bos_id=bos)
+        if count > len(cut):
+            raise InputError(f"{name} is {count}, but {text} holds {len(cut)} of {config.context} tokens")
+        found.append(cut[: count or None])
+    return calibration, found[0], found[1]
+
+
+def _warn_of_few_tokens(work: _Work) -> None:
+    """Factors of fewer tokens than four times their size are close to rank-deficient: damping decides then."""
+    widest = max(max(work.model.params["layers"][name].shape[1:]) for name in LINEARS)
+    tokens = work.config.calib_windows * work.config.calib_context
+    if work.config.method != "magnitude" and tokens < 4 * widest:
+        work.progress.note(
+            f"warning: {tokens} calibration tokens a shot are fewer than 4 times the widest layer ({widest}): the "
+            "factors are rank-deficient; raise calib_windows, or keep the damping at 0.1 or above"
+        )
+
+
+def _shots(work: _Work) -> tuple[SurgeonState, list[dict[str, Any]]]:
+    """All shots, each with a checkpoint behind it."""
+    config, folder, model = work.config, work.folder, work.model
+    pruning = config.pruning()
+    key = jax.random.key(config.seed)
+    state = init(model.params, model.cfg, pruning, key)
+    restored = folder.restore(like=_storable(state))
+    if restored is not None:
+        tree = restored.tree
+        state = SurgeonState(**tree | {"key": jax.random.wrap_key_data(jnp.asarray(tree["key"]))})
+        state = jax.tree.map(jnp.asarray, state)
+    with work.progress.stage("prune", config.shots, unit="shots") as stage:
+        stage.skip(int(state.shot))
+        started = time.monotonic()
+
+        def done(state: SurgeonState, report: ShotReport) -> None:
+            nonlocal started
+            figures = {"sparsity": report.sparsity, "threshold": report.threshold, "calib_loss": report.loss}
+            if len(work.valid):
+                figures["ppl_valid"] = evaluate(state.params, model.cfg, work.valid).ppl
+            if report.low_rank_losses:
+                figures["correction_loss_first"] = report.low_rank_losses[0]
+                figures["correction_loss_last"] = report.low_rank_losses[-1]
+            for name, by_layer in report.removed.items():
+                figures[f"removed_{name}"] = by_layer
+                figures[f"damping_{name}"] = report.damping.get(name)
+            seconds = time.monotonic() - started
+            folder.log(step=report.shot, shot_seconds=round(seconds, 2), **figures)
+            folder.checkpoint(report.shot, _storable(state))
+            shown = {"sparsity": report.sparsity}
+            if "ppl_valid" in figures:
+                shown["ppl"] = figures["ppl_valid"]
+            stage.advance(1, **shown, tokens=work.config.calib_windows * work.config.calib_context)
+            started = time.monotonic()
+
+        if int(state.shot) < config.shots:
+            state = prune(
+                model.params,
+                model.cfg,
+                work.calibration,
+                pruning,
+                key,
+                state=state,
+                callback=done,
+                progress=lambda what, done, total: stage.show(**{what: f"{done}/{total}"}),
+            )
+    return state, [row for row in folder.metrics() if "step" in row]
+
+
+def _storable(state: SurgeonState) -> dict[str, Any]:
+    """The state as a checkpoint holds it: keys as plain numbers, no named tuples."""
+    masks = {
+        name: dict(mask._asdict()) if isinstance(mask, Lines) else mask for name, mask in state.masks.items()
+    }
+    return {
+        "params": state.params,
+        "masks": masks,
+        "shot": state.shot,
+        "key": jax.random.key_data(state.key),
+    }
+
+
+class _Exported(NamedTuple):
+    """The saved model and how it was checked."""
+
+    layout: str
+    directory: Path
+    closure_parameters: int
+    difference: float
+    speedup: float
+    reloaded: Model
+
+
+def _export(work: _Work, state: SurgeonState) -> _Exported:
+    config, model = work.config, work.model
+    masks, params, cfg, gained = state.masks, state.params, model.cfg, 0
+    by_lines = not config.pruning().elementwise
+    layout = config.layout
+    with work.progress.stage("save and load again"):
+        if by_lines:
+            before = sum(int(count.sum()) for count in removed_parameters(params, masks).values())
+            masks = close(masks, cfg)
+            gained = sum(int(count.sum()) for count in removed_parameters(params, masks).values()) - before
+            if config.structure in UNITS:
+                params, cfg = remove_units(params, cfg, *units_of(masks, cfg))
+                layout = "compact" if layout == "auto" else layout
+            elif layout in ("auto", "compact"):
+                params, layout = gather_model(params, cfg, masks), "compact"
+        layout = "masked" if layout == "auto" else layout
+        directory = work.folder.artefact("pruned")
+        try:
+            save_hf(params, cfg, model.tokenizer, directory, layout=layout)
+        except InputError:
+            if config.layout != "auto" or layout == "masked":
+                raise
+            layout = "masked"  # a family without a compact form
+            save_hf(state.params, model.cfg, model.tokenizer, directory, layout=layout)
+        reloaded = load(directory)
+        tokens = jnp.asarray(work.test[:1])
+        one = logits(state.params, model.cfg, forward(state.params, model.cfg, tokens).hidden)
+        other = logits(reloaded.params, reloaded.cfg, forward(reloaded.params, reloaded.cfg, tokens).hidden)
+        difference = float(jnp.max(jnp.abs(one - other)))
+        speedup = _speedup(model, reloaded, jnp.asarray(np.resize(work.test, (1, 512))))
+        _report(work, state, masks, directory)
+    note = layout_note(layout)
+    if note:
+        work.progress.note(note)
+    return _Exported(layout, directory, gained, difference, speedup, reloaded)
+
+
+def _speedup(model: Model, pruned: Model, tokens: jax.Array) -> float:
+    """How many times faster the saved model scores 1 x 512 tokens: medians of calls in turns, compiled before."""
+
+    def score(one: Model) -> jax.Array:
+        return logits(one.params, one.cfg, forward(one.params, one.cfg, tokens).hidden)
+
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for repetition in range(8):
+        for which, one in enumerate((model, pruned)):
+            start = time.perf_counter()
+            jax.block_until_ready(score(one))
+            if repetition:
+                seconds[which].append(time.perf_counter() - start)
+    return float(np.median(seconds[0]) / np.median(seconds[1]))
+
+
+def _report(work: _Work, state: SurgeonState, masks: Any, directory: Path) -> None:
+    """What is left of every matrix, beside the saved model."""
+    kept = {}
+    for name in LINEARS:
+        mask = masks[name]
+        if isinstance(mask, Lines):
+            kept[name] = {
+                "rows": np.sum(~np.asarray(mask.rows), 1),
+                "columns": np.sum(~np.asarray(mask.columns), 1),
+            }
+        else:
+            kept[name] = {"elements": np.sum(~np.asarray(mask), (1, 2))}
+    report = {
+        "jaxlab": jaxlab.__version__,
+        "jax": jax.__version__,
+        "config": dataclasses.asdict(work.config),
+        "kept": {name: {what: one.tolist() for what, one in parts.items()} for name, parts in kept.items()},
+        "shots": [row for row in work.folder.metrics() if "step" in row],
+    }
+    with atomic_file(work.folder.artefact("surgeon_report.json")) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _summary(work: _Work, state: SurgeonState, exported: _Exported) -> dict[str, Any]:
+    config, model = work.config, work.model
+    nll = []
+    with work.progress.stage("perplexity", 2 * work.test.size, unit="tokens") as stage:
+        for params in (model.params, state.params):
+            result = evaluate(
+                params,
+                model.cfg,
+                work.test,
+                progress=lambda done, total, ppl: stage.advance(work.test.shape[1], ppl=ppl),
+            )
+            nll.append(result.window_nll)
+    increase = nll[1] - nll[0]
+    error = float(increase.std(ddof=1) / np.sqrt(len(increase))) if len(increase) > 1 else None
+    before = linear_parameters(model.params)
+    removed = sum(int(count.sum()) for count in removed_parameters(state.params, state.masks).values())
+    file_bytes = sum(file.stat().st_size for file in exported.directory.glob("*.safetensors"))
+    described = describe(exported.directory)
+    return {
+        "model": config.model,
+        "method": config.method,
+        "structure": config.structure,
+        "shots": config.shots,
+        "layout": exported.layout,
+        "ppl_base": float(np.exp(nll[0].mean())),
+        "ppl_pruned": float(np.exp(nll[1].mean())),
+        "nll_increase": float(increase.mean()),
+        "nll_increase_standard_error": error,
+        "test_tokens": int(work.test.size - len(work.test)),
+        "sparsity": sparsity_of(state.params, state.masks),
+        "linear_params_before": before,
+        "linear_params_pruned": removed,
+        "linear_params_removed_by_closure": exported.closure_parameters,
+        "params_before": parameter_count(model.cfg),
+        "params_after": described.parameters,
+        "bytes_before": 4 * parameter_count(model.cfg),
+        "bytes_after": file_bytes,
+        "forward_speedup": exported.speedup,
+        "reload_max_logit_difference": exported.difference,
+    }
+
+
+def _figures(work: _Work, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    layers = work.model.params["layers"]
+    figure, axes = plt.subplots(figsize=(9, 4))
+    base = np.zeros(work.model.cfg.num_layers)
+    total = sum(layers[name][0].size for name in LINEARS)
+    for name in LINEARS:
+        share = np.asarray(rows[-1][f"removed_{name}"]) / total
+        axes.bar(np.arange(len(share)), share, bottom=base, label=name)
+        base += share
+    axes.set(
+        xlabel="layer",
+        ylabel="share of the block's parameters removed",
+        title=f"{work.config.model}, {work.config.method}, {work.config.structure}, {summary['sparsity']:.0%}",
+    )
+    axes.legend(ncol=4)
+    work.folder.save_figure("removed", figure)
+    plt.close(figure)
+
+    followed = [(1 - row["sparsity"], row["ppl_valid"]) for row in rows if "ppl_valid" in row]
+    if followed:
+        figure, axes = plt.subplots(figsize=(6, 4))
+        axes.plot(*zip(*followed, strict=True), marker="o")
+        axes.set(
+            xlabel="share of the blocks' parameters left",
+            ylabel=f"perplexity on {work.config.valid}",
+            title=f"{work.config.model}, {work.config.method}, {work.config.structure}",
+        )
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+        work.folder.save_figure("shots", figure)
+        plt.close(figure)
