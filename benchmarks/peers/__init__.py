@@ -3,7 +3,8 @@
 `peers/NAME.txt` pins what goes into it (one requirement a line), `peers/NAME.py` is a script that reads the
 arrays of `sys.argv[1]` (.npz), runs the peer, and writes its results to `sys.argv[2]` (.npz): by convention
 `seconds`, the time of each repetition after a warm-up, beside whatever is to be compared. The environment
-is made on first use in the user's cache, and made anew when the pins change.
+is made on first use in the user's cache, and made anew when the pins change. A script may be named like the
+package that it runs: its own folder is not on its path.
 """
 
 import hashlib
@@ -57,7 +58,8 @@ def run_peer(
     with tempfile.TemporaryDirectory() as exchange:
         given, written = Path(exchange) / "inputs.npz", Path(exchange) / "outputs.npz"
         np.savez(given, **{key: np.asarray(value) for key, value in inputs.items()})
-        _run([str(python), str(program), str(given), str(written)], f"peer {name}", timeout_s)
+        # -P: a script that is named like the package it runs must not import itself.
+        _run([str(python), "-P", str(program), str(given), str(written)], f"peer {name}", timeout_s)
         if not written.exists():
             raise ResourceError(f"peer {name} ended well but wrote no results to its second argument")
         with np.load(written) as outputs:

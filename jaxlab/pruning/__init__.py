@@ -32,7 +32,18 @@ _EXPORTS = {
     ),
     "threshold": ("element_threshold", "group_threshold", "structured_threshold", "unit_threshold"),
     "elements": ("update_elements",),
-    # The functions `costs.costs` and `update.update` would hide behind their modules.
+    "coupled": (
+        "Units",
+        "expand_units",
+        "kv_group_costs",
+        "mlp_unit_costs",
+        "remove_units",
+        "unit_sizes",
+        "units_of",
+    ),
+    "closure": ("close", "closure_gain", "gather_model"),
+    "nearest_kronecker": ("KroneckerSum",),
+    # Functions named like their modules (`costs`, `update`, `nearest_kronecker`) would hide behind their modules.
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

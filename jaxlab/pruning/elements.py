@@ -21,14 +21,28 @@ from jaxlab.pruning.inverse import Inverses
 from jaxlab.pruning.masked_algebra import block, cholesky, product, solve_cholesky
 
 SIZES = 16
-"""Fixed sizes of a system that it is padded to."""
+"""Fixed sizes that systems are padded to, at most ..."""
+STEP = 32
+"""... and at least so far apart."""
 SLAB = 8
 """Rows of Z that are multiplied at a time."""
-ROWS_TOGETHER = 16
+WINDOW = 64
+"""Rows that are brought up to date at a time."""
+ROWS_TOGETHER = 8
 """Independent rows solved in one batch."""
 
 
-class Runs(NamedTuple):
+class _Progress(NamedTuple):
+    """Where the chunks are."""
+
+    ZA: Float[Array, "padded_rows columns"]
+    """Z A in the rows that are done, 0 elsewhere."""
+    current: Float[Array, "padded_rows columns"]
+    """Weights that the next chunks start from: with all that was done so far in rows before `ready`."""
+    ready: Int[Array, ""]
+
+
+class _Runs(NamedTuple):
     """Pruned positions as flat indices in row-major order, and where each run of them (a row, a chunk) lies."""
 
     positions: Int[Array, " size"]
@@ -93,34 +107,50 @@ def _chunked_change(
     max_chunk: int,
     add_update: bool,
 ) -> Float[Array, "rows columns"]:
-    """dW for inverses A, G, chunk after chunk."""
+    """dW = -G Z A for inverses A, G, chunk after chunk.
+
+    What earlier chunks do to the weights is worked out when it is needed: for `WINDOW` rows at a time just before
+    their first chunk, and then after each chunk for what is left of these rows.
+    """
     rows, columns = W.shape
     sizes = _sizes(min(max(columns, max_chunk), W.size))
     chunk_of_row = _chunks(mask.sum(axis=1), max_chunk)
     runs = _runs(mask, chunk_of_row, sizes)
     first_row = jnp.searchsorted(chunk_of_row, jnp.arange(rows + 1))
-    G_slabs = jnp.pad(G, ((0, SLAB), (0, 0)))
+    # Padding keeps `dynamic_slice` from moving a start that is close to the end.
+    W, G_padded = jnp.pad(W, ((0, WINDOW), (0, 0))), jnp.pad(G, (0, WINDOW))
 
     def system(positions: jax.Array) -> jax.Array:
         i, j = positions // columns, positions % columns
         return G[i[:, None], i] * A[j[:, None], j]
 
-    def chunk(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        Z, change = state
-        current = W + change if add_update else W
-        Z = _solve_into(Z, system, current, runs, k[None], sizes)
+    def make_ready(state: _Progress) -> _Progress:
+        window = _rows(W, state.ready, WINDOW) - product(_rows(G_padded, state.ready, WINDOW), state.ZA)
+        return _Progress(state.ZA, _put_rows(state.current, window, state.ready), state.ready + WINDOW)
 
-        def slab(s: jax.Array, change: jax.Array) -> jax.Array:
+    def chunk(k: jax.Array, state: _Progress) -> _Progress:
+        row, next_row = first_row[k], first_row[k + 1]
+        if add_update:
+            state = jax.lax.while_loop(lambda state: state.ready < next_row, make_ready, state)
+        state = state._replace(ZA=_solve_into(state.ZA, system, state.current, runs, k[None], sizes))
+
+        def slab(s: jax.Array, state: _Progress) -> _Progress:
             # Rows of the next chunk that a slab reaches into are still zero in Z.
-            row = first_row[k] + s * SLAB
-            right = product(jax.lax.dynamic_slice_in_dim(Z, row, SLAB), A)
-            return change - product(jax.lax.dynamic_slice_in_dim(G_slabs, row, SLAB).T, right)
+            start = row + s * SLAB
+            ZA = product(_rows(state.ZA, start, SLAB), A)
+            state = state._replace(ZA=_put_rows(state.ZA, ZA, start))
+            if not add_update:
+                return state
+            moved = product(jax.lax.dynamic_slice(G_padded, (next_row, start), (WINDOW, SLAB)), ZA)
+            unready = next_row + jnp.arange(WINDOW) >= state.ready
+            window = _rows(state.current, next_row, WINDOW) - jnp.where(unready[:, None], 0, moved)
+            return state._replace(current=_put_rows(state.current, window, next_row))
 
-        slabs = (first_row[k + 1] - first_row[k] + SLAB - 1) // SLAB
-        return Z, jax.lax.fori_loop(0, slabs, slab, change)
+        return jax.lax.fori_loop(0, (next_row - row + SLAB - 1) // SLAB, slab, state)
 
-    Z = jnp.zeros((rows + SLAB, columns), W.dtype)
-    return jax.lax.fori_loop(0, chunk_of_row[-1] + 1, chunk, (Z, jnp.zeros_like(W)))[1]
+    state = _Progress(jnp.zeros_like(W), W, jnp.zeros((), first_row.dtype))
+    state = jax.lax.fori_loop(0, chunk_of_row[-1] + 1, chunk, state)
+    return -product(G, state.ZA[:rows])
 
 
 def _row_by_row_change(
@@ -147,7 +177,7 @@ def _solve_into(
     Z: Float[Array, "more_rows columns"],
     system: Callable[[jax.Array], jax.Array],
     W: Float[Array, "rows columns"],
-    runs: Runs,
+    runs: _Runs,
     of: Int[Array, " batch"],
     sizes: tuple[int, ...],
 ) -> Float[Array, "more_rows columns"]:
@@ -172,12 +202,24 @@ def _solve_into(
     return Z.reshape(-1).at[at].set(z, mode="drop").reshape(Z.shape)
 
 
-def _runs(mask: Bool[Array, "rows columns"], run_of_row: Int[Array, " rows"], sizes: tuple[int, ...]) -> Runs:
+def _runs(
+    mask: Bool[Array, "rows columns"], run_of_row: Int[Array, " rows"], sizes: tuple[int, ...]
+) -> _Runs:
     """Runs of whole rows, as many as there are rows and an empty one at the end."""
     positions = jnp.nonzero(mask.reshape(-1), size=mask.size, fill_value=0)[0]
     count = jax.ops.segment_sum(mask.sum(axis=1), run_of_row, len(mask) + 1)
     # Padding keeps `dynamic_slice` from moving a start that is close to the end.
-    return Runs(jnp.pad(positions, (0, sizes[-1])), jnp.cumsum(count) - count, count)
+    return _Runs(jnp.pad(positions, (0, sizes[-1])), jnp.cumsum(count) - count, count)
+
+
+def _rows(matrix: Float[Array, "rows columns"], start: jax.Array, size: int) -> Float[Array, "size columns"]:
+    return jax.lax.dynamic_slice_in_dim(matrix, start, size)
+
+
+def _put_rows(
+    matrix: Float[Array, "rows columns"], part: Float[Array, "size columns"], start: jax.Array
+) -> Float[Array, "rows columns"]:
+    return jax.lax.dynamic_update_slice_in_dim(matrix, part, start, 0)
 
 
 def _chunks(count: Int[Array, " rows"], max_chunk: int) -> Int[Array, " rows"]:
@@ -196,6 +238,6 @@ def _chunks(count: Int[Array, " rows"], max_chunk: int) -> Int[Array, " rows"]:
 
 
 def _sizes(largest: int) -> tuple[int, ...]:
-    """At most `SIZES` sizes in even steps, the last one at least `largest`."""
-    step = -(-largest // SIZES)
+    """Sizes in even steps, the last one at least `largest`."""
+    step = max(STEP, -(-largest // SIZES))
     return tuple(range(step, largest + step, step))

@@ -37,7 +37,7 @@ class Factors(NamedTuple):
     """By input site (`INPUT_SITES`): sum of a a^T."""
     G: dict[str, Float[Array, "L rows rows"]]
     """By matrix (`LINEARS`): sum of g g^T, g the gradient of a sequence's mean loss over its predictions."""
-    count: Float[Array, ""]
+    token_count: Float[Array, ""]
     """Tokens."""
     loss: Float[Array, ""]
     """Sum of -log p(next token) over all predictions, nats."""
@@ -80,11 +80,11 @@ def means(factors: Factors) -> tuple[dict[str, Array], dict[str, Array]]:
     Raises:
         InputError: no tokens were accumulated.
     """
-    if float(factors.count) <= 0:
+    if float(factors.token_count) <= 0:
         raise InputError("factors: no tokens were accumulated")
-    A = {site: total / factors.count for site, total in factors.A.items()}
+    A = {site: total / factors.token_count for site, total in factors.A.items()}
     return {name: A[SITE_OF[name]] for name in LINEARS}, {
-        name: total / factors.count for name, total in factors.G.items()
+        name: total / factors.token_count for name, total in factors.G.items()
     }
 
 
@@ -161,7 +161,7 @@ def curvature(
     for part, done in batches(windows):
         here = None if key is None else jax.random.fold_in(key, done)
         factors = _accumulate(model, cfg, part, factors, None, here, draws, None)
-        jax.block_until_ready(factors.count)
+        jax.block_until_ready(factors.token_count)
         progress(done)
     return factors
 
@@ -211,7 +211,7 @@ class _Prepared(NamedTuple):
 class _Captured(NamedTuple):
     inputs: dict[str, Array]
     gradients: list[dict[str, Array]]
-    count: Array
+    token_count: Array
     losses: Array
     predictions: Array
 
@@ -369,7 +369,7 @@ def _add(factors: Factors, captured: _Captured, predictions: int, kept: Kept) ->
     return Factors(
         A,
         G,
-        factors.count + captured.count,
+        factors.token_count + captured.token_count,
         factors.loss + jnp.sum(captured.losses),
         factors.predictions + captured.predictions,
     )

@@ -23,8 +23,8 @@ class Lines(NamedTuple):
     columns: Bool[Array, "layers columns"]
 
 
-Masks = dict[str, Lines] | dict[str, Bool[Array, "layers rows columns"]]
-"""By matrix: pruned rows and columns, or pruned elements; without the column of a bias."""
+Masks = dict[str, Any]
+"""By matrix `Lines`, or bool[layers, rows, columns] for pruned elements; without the column of a bias."""
 
 
 def empty_lines(params: dict[str, Any]) -> dict[str, Lines]:

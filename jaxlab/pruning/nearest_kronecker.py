@@ -43,9 +43,9 @@ def nearest_kronecker(
 ) -> KroneckerSum:
     """Power iteration on the rearranged Fisher information of every matrix in every layer.
 
-    Without `start` the first half step weighs all tokens alike, which makes G that of IAD; the next one finds the best A
-    for it. So from two half steps on the result is never farther from the Fisher information than IAD, and no further
-    pair of half steps makes it worse. A second term is found the same way in what the first leaves.
+    Without `start` the first half step weighs all tokens alike, which makes G that of IAD; the next one finds the
+    best A for it. So from two half steps on the result is never farther from the Fisher information than IAD, and no
+    further pair of half steps makes it worse. A second term is found the same way in what the first leaves.
 
     Args:
       taps: called once a half step and term, gives the same tokens every time, in batches (see `token_taps`).
@@ -66,53 +66,101 @@ def nearest_kronecker(
         )
     if terms not in (1, 2):
         raise InputError(f"terms is {terms}; it must be 1 or 2")
-    found: list[_Pair] = []
+    found: list[_Term] = []
     for term in range(terms):
-        V_A = None
+        first = None
         if start is not None and term < len(next(iter(start.A.values()))):
-            V_A = {name: A[term] for name, A in start.A.items()}
-        for half in range(0, half_steps, 2):
-            moments = _pass(taps(), V_A, [(pair.A, pair.G) for pair in found], "G", uniform=half == 0)
-            V_G = {name: _direction(moment)[0] for name, moment in moments.items()}
-            moments = _pass(taps(), V_G, [(pair.G, pair.A) for pair in found], "A")
-            V_A = {name: _direction(moment)[0] for name, moment in moments.items()}
-        found.append(_pair(moments, V_G))
-    A, G = ({name: jnp.stack([pair[i][name] for pair in found]) for name in found[0].A} for i in range(2))
+            first = {name: _directions(A[term])[0] for name, A in start.A.items()}
+        V_G, _ = _half_step(taps(), first, found, "G", uniform=True)
+        V_A, sigma = _half_step(taps(), V_G, found, "A")
+        for _ in range(half_steps // 2 - 1):
+            V_G, _ = _half_step(taps(), V_A, found, "G")
+            V_A, sigma = _half_step(taps(), V_G, found, "A")
+        found.append(_term(V_A, V_G, sigma))
+    A, G = ({name: jnp.stack([term[i][name] for term in found]) for name in V_G} for i in range(2))
     return KroneckerSum(A, G)
 
 
-class _Pair(NamedTuple):
-    """One term."""
-
+class _Term(NamedTuple):
     A: Stack
     G: Stack
 
 
-def _pass(
+def _half_step(
     batches: Iterable[TokenTaps],
     V: Stack | None,
-    found: list[tuple[Stack, Stack]],
+    found: list[_Term],
     side: Literal["A", "G"],
     *,
     uniform: bool = False,
-) -> Stack:
-    """One half step: E[(b^T V b) c c^T] less what the terms `found` have of it, c the vectors of `side`, b the others.
+) -> tuple[Stack, dict[str, Float[Array, " L"]]]:
+    """Directions and norms of E[(b^T V b) c c^T] less what the terms `found` have of it.
 
     Args:
-      batches: tokens.
-      V: by matrix; None is zeros.
-      found: earlier terms, first the factor on the side of b.
-      side: "A" for c = inputs, "G" for c = gradients.
+      batches: all tokens.
+      V: by matrix, on the side of b; None is zeros.
+      found: earlier terms.
+      side: "A": c are the inputs and b the gradients; "G": the other way around.
       uniform: weigh all tokens alike where V is zero.
     """
     total: Stack | None = None
     tokens = 0
     for taps in batches:
-        tokens += next(iter(taps.gradients.values())).shape[-1]
-        total = _add(total, taps, _checked(V, taps), side=side, uniform=uniform)
+        tokens += taps.losses.shape[0] * (taps.losses.shape[1] + 1)
+        moments = _moments(taps, V, side=side, uniform=uniform)
+        total = moments if total is None else jax.tree.map(jnp.add, total, moments)
     if total is None or not tokens:
-        raise InputError("taps gave no tokens; it must give all of them whenever it is called")
-    moments = {name: moment / tokens for name, moment in total.items()}
-    for of_V, of_side in found if V is not None else []:
-        moments = {name: moments[name] - _inner(of_V[name], V[name]) * of_side[name] for name in moments}
-    return moments
+        raise InputError("taps gave no tokens; every call must give all of them")
+    directions, norms = {}, {}
+    for name, moment in total.items():
+        left = moment / tokens
+        if V is not None:
+            for term in found:
+                of_b, of_c = (term.G[name], term.A[name]) if side == "A" else (term.A[name], term.G[name])
+                left -= jnp.sum(of_b * V[name], axis=(1, 2), keepdims=True) * of_c
+        directions[name], norms[name] = _directions(left)
+    return directions, norms
+
+
+@functools.partial(jax.jit, static_argnames=("side", "uniform"))
+def _moments(taps: TokenTaps, V: Stack | None, *, side: Literal["A", "G"], uniform: bool) -> Stack:
+    """Sum over tokens of (b^T V b) c c^T, in the unit of the gradients of a sequence's mean loss."""
+    scale = taps.losses.shape[1] ** -2
+    found = {}
+    for name, gradients in taps.gradients.items():
+        inputs = taps.inputs[SITE_OF[name]]
+        b, c = (gradients, inputs) if side == "A" else (inputs, gradients)
+        dtype = jnp.promote_types(jnp.promote_types(b.dtype, c.dtype), jnp.float32)
+        shape = (*b.shape[:2], b.shape[1])
+        V_b = jnp.zeros(shape, dtype) if V is None else V.get(name)
+        if V_b is None or V_b.shape != shape:
+            has = "nothing" if V_b is None else V_b.shape
+            raise InputError(f"start has {has} for the inputs of {name}; these tokens need {shape}")
+
+        def of_layer(layer: tuple[Array, Array, Array], dtype: jnp.dtype = dtype) -> Array:
+            V_b, b, c = layer[0], layer[1].astype(dtype), layer[2].astype(dtype)
+            weights = jnp.sum(b * product(V_b, b), axis=0)
+            if uniform:
+                weights = jnp.where(jnp.any(V_b != 0), weights, 1)
+            return scale * product(c * weights, c.T)
+
+        found[name] = jax.lax.map(of_layer, (V_b, b, c))
+    return found
+
+
+def _directions(matrices: Float[Array, "L n n"]) -> tuple[Float[Array, "L n n"], Float[Array, " L"]]:
+    """Each matrix over its Frobenius norm, and the norm; zeros stay zeros. Squares do not underflow."""
+    largest = jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True)
+    scaled = matrices / jnp.where(largest > 0, largest, 1)
+    norm = jnp.linalg.norm(scaled, axis=(1, 2), keepdims=True)
+    return scaled / jnp.where(norm > 0, norm, 1), (norm * largest)[:, 0, 0]
+
+
+def _term(V_A: Stack, V_G: Stack, sigma: dict[str, Float[Array, " L"]]) -> _Term:
+    """Both factors with norm sqrt(sigma); where both have a negative first entry, both signs turned."""
+    A, G = {}, {}
+    for name, of_layers in sigma.items():
+        flip = (V_A[name][:, 0, 0] < 0) & (V_G[name][:, 0, 0] < 0)
+        size = jnp.where(flip, -1, 1) * jnp.sqrt(of_layers)
+        A[name], G[name] = size[:, None, None] * V_A[name], size[:, None, None] * V_G[name]
+    return _Term(A, G)

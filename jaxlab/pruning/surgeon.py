@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
-from jaxlab.pruning.costs import METHODS, check_finite, cost_model, n_of_m, wanda_scores
+from jaxlab.pruning.costs import METHODS, Costs, Method, check_finite, cost_model, n_of_m, wanda_scores
 from jaxlab.pruning.costs import costs as removal_costs
 from jaxlab.pruning.coupled import Units, expand_units, kv_group_costs, mlp_unit_costs, unit_sizes
 from jaxlab.pruning.elements import update_elements
@@ -260,7 +260,7 @@ def run_shot(
         factors = curvature(
             state.params,
             cfg,
-            windows,
+            jnp.asarray(windows),
             fisher=config.fisher,
             draws=config.draws,
             key=jax.random.fold_in(state.key, 0),
@@ -358,7 +358,7 @@ def _prune_lines(
             columns[name] = one.columns.at[:, -1].set(jnp.inf) if biased else one.columns
     check_finite(rows)
     check_finite({name: one[:, : masks[name].columns.shape[1]] for name, one in columns.items()})
-    shapes = {name: matrices[name].weight.shape[1:] for name in LINEARS}
+    shapes = {name: _size(matrices[name].weight) for name in LINEARS}
     threshold = structured_threshold(rows or None, columns or None, shapes, sparsity)
     new: dict[str, Lines] = {}
     for name in LINEARS:
@@ -490,7 +490,8 @@ def _matrix(
     weight = augmented(layers, name)
     if config.method == "wanda":
         return _Matrix(weight, A[name], None, None), (0.0, 0.0)
-    needs = METHODS[config.method]
+    method = cast(Method, config.method)
+    needs = METHODS[method]
     inverses, used = None, (0.0, 0.0)
     if needs.updates:
         wants_G = needs.G == "full"
@@ -504,9 +505,18 @@ def _matrix(
             damp_g=config.damp_g,
             name=name,
         )
-        used = tuple(0.0 if one is None else float(np.max(one)) for one in damping)
-    model = cost_model(config.method, A.get(name), G.get(name), inverses)
+        used = _largest(damping.A), _largest(damping.G)
+    model = cost_model(method, A.get(name), G.get(name), inverses)
     return _Matrix(weight, *model), used
+
+
+def _largest(damping: np.ndarray | None) -> float:
+    return 0.0 if damping is None else float(np.max(damping))
+
+
+def _size(weight: Float[Array, "layers rows columns"]) -> tuple[int, int]:
+    _, rows, columns = weight.shape
+    return rows, columns
 
 
 @jax.jit
@@ -517,15 +527,17 @@ def _alive(weight: Array, A: Array, G: Array | None) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnames="structure")
-def _line_costs(matrix: _Matrix, structure: str) -> Any:
-    return jax.lax.map(lambda one: removal_costs(*one, structure), matrix)
+def _line_costs(matrix: _Matrix, structure: Any) -> Costs:
+    return jax.lax.map(lambda one: removal_costs(one.weight, one.A, one.G, one.inverses, structure), matrix)
 
 
 @functools.partial(jax.jit, static_argnames="wanda")
 def _element_costs(matrix: _Matrix, wanda: bool) -> Float[Array, "layers rows columns"]:
     if wanda:
         return jax.vmap(wanda_scores)(matrix.weight, matrix.A)
-    return jax.lax.map(lambda one: removal_costs(*one, "element").elements, matrix)
+    return jax.lax.map(
+        lambda one: removal_costs(one.weight, one.A, one.G, one.inverses, "element").elements, matrix
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("groups", "width"))

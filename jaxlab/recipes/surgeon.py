@@ -263,7 +263,11 @@ def _shots(work: _Work) -> tuple[SurgeonState, list[dict[str, Any]]]:
 
         def done(state: SurgeonState, report: ShotReport) -> None:
             nonlocal started
-            figures = {"sparsity": report.sparsity, "threshold": report.threshold, "calib_loss": report.loss}
+            figures: dict[str, Any] = {
+                "sparsity": report.sparsity,
+                "threshold": report.threshold,
+                "calib_loss": report.loss,
+            }
             if len(work.valid):
                 figures["ppl_valid"] = evaluate(state.params, model.cfg, work.valid).ppl
             if report.low_rank_losses:

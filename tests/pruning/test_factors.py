@@ -81,7 +81,7 @@ def test_equal_sums_over_explicit_gradients_of_every_token(family, keep_tokens):
     expected_A, expected_G = explicit_means(params, cfg, jnp.asarray(TOKENS))
     assert_close(A, expected_A, 1e-5)
     assert_close(G, expected_G, 1e-5)
-    assert float(factors.count) == TOKENS.size
+    assert float(factors.token_count) == TOKENS.size
 
 
 def test_the_loss_is_that_of_the_model_to_the_bit():
