@@ -1,6 +1,7 @@
 """`python -m benchmarks NAME ... [--quick]`, `python -m benchmarks --all --quick`."""
 
 import argparse
+import os
 import sys
 import time
 
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [name for name in chosen if name not in harness.names()]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(harness.names())}")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does
     failed = [name for name in chosen if not _run(name, options.quick)]
     if failed:
         sys.stderr.write(f"failed: {', '.join(failed)}\n")

@@ -1,11 +1,14 @@
 """Shared by all tests: the compilation cache, and the real model that many of them look at."""
 
+import os
+
 import hypothesis
 import jax
 import pytest
 
 from jaxlab.files import cache_dir
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does
 # The same examples on every run, so that a failure is the change's and can be repeated.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")

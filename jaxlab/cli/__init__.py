@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
       Exit code: 0, 2 after an error that the message explains, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # LAPACK's own threads and those of XLA hold each other up; only small blocks are left to LAPACK.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         if not argv or argv[0] in ("-h", "--help", "help"):
             _print_help()

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
 from jaxlab.models.linear import dense, linear, register_linear
+from jaxlab.models.validation import concrete
 
 
 @functools.partial(
@@ -65,8 +66,16 @@ def gather(
             raise InputError(
                 f"gather: {name} has dtype {mask.dtype} and shape {mask.shape}; it must be bool ({length},)"
             )
-    rows, columns = (jnp.asarray(np.flatnonzero(mask), jnp.int32) for mask in masks.values())
-    return Gathered(matrix[rows][:, columns], rows, columns, *matrix.shape)
+    rows, columns = (np.flatnonzero(mask).astype(np.int32) for mask in masks.values())
+    return Gathered(part(matrix, rows, columns), jnp.asarray(rows), jnp.asarray(columns), *matrix.shape)
+
+
+def part(
+    matrix: Float[Array, "outputs inputs"], rows: Int[np.ndarray, " n_out"], columns: Int[np.ndarray, " n_in"]
+) -> Float[Array, "n_out n_in"]:
+    """matrix[rows][:, columns]; by NumPy unless it is traced, since XLA would compile a program for every shape."""
+    values = concrete(matrix)
+    return matrix[rows][:, columns] if values is None else jnp.asarray(values[np.ix_(rows, columns)])
 
 
 def checked_indices(values: Any, length: int) -> Int[np.ndarray, " count"]:

@@ -214,27 +214,22 @@ def wanda_scores(W: Float[Array, "rows columns"], A: Factor) -> Float[Array, "ro
     return jnp.abs(W) * jnp.sqrt(jnp.maximum(_diagonal(A), 0))
 
 
-def wanda_mask(W: Float[Array, "rows columns"], A: Factor, sparsity: float) -> Bool[Array, "rows columns"]:
-    """The int(sparsity * columns) lowest Wanda scores of every row; for n:m use `n_of_m(wanda_scores(W, A), n, m)`.
+def lowest(scores: Float[Array, "rows columns"], share: float) -> Bool[Array, "rows columns"]:
+    """The int(share * columns) lowest scores of every row; ties go to the lower index.
 
-    Weights that are zero already score 0 and come first; ties go to the lower index.
+    With `wanda_scores` these are the weights that Wanda prunes; for n:m use `n_of_m`.
 
     Args:
-      W: weights.
-      A: input factor, undamped: matrix, diagonal, or None for the identity.
-      sparsity: share of a row to prune, in [0, 1).
-
-    Returns:
-      Mask of pruned weights.
+      scores: costs or other scores, lowest first to go.
+      share: of a row, in [0, 1].
 
     Raises:
-      InputError: `sparsity` is out of range.
+      InputError: `share` is out of range.
     """
-    if not 0 <= sparsity < 1:
-        raise InputError(f"sparsity is {sparsity}; it must be in [0, 1)")
-    order = jnp.argsort(wanda_scores(W, A), axis=1, stable=True)
-    lowest = order[:, : int(sparsity * W.shape[1])]
-    return jnp.put_along_axis(jnp.zeros(W.shape, bool), lowest, True, axis=1, inplace=False)
+    if not 0 <= share <= 1:
+        raise InputError(f"share is {share}; it must be in [0, 1]")
+    order = jnp.argsort(scores, axis=1, stable=True)[:, : int(share * scores.shape[1] + 1e-9)]
+    return jnp.put_along_axis(jnp.zeros(scores.shape, bool), order, True, axis=1, inplace=False)
 
 
 def check_finite(costs: Mapping[str, Float[Array, "layers ..."]]) -> None:

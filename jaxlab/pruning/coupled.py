@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxlab.errors import InputError
 from jaxlab.models.config import LayerWidths, ModelConfig
+from jaxlab.models.gathered import part
 from jaxlab.models.linear import LINEARS, dense
 from jaxlab.models.stacking import unstack_layers
 from jaxlab.models.validation import check_params, layer_shapes
@@ -79,20 +80,20 @@ def kv_group_costs(
             f"group_columns is {group_columns}; o has {columns} columns, so it must be 1 to that"
         )
 
-    def part(of: Array, start: Array, axes: tuple[int, ...]) -> Array:
+    def block(of: Array, start: Array, axes: tuple[int, ...]) -> Array:
         for axis in axes:
             of = jax.lax.dynamic_slice_in_dim(of, start, group_columns, axis)
         return of
 
     def cost(start: Array) -> Array:
-        curvature = None if A is None else part(A, start, tuple(range(A.ndim)))
+        curvature = None if A is None else block(A, start, tuple(range(A.ndim)))
         if inverses is not None:
             curvature = None
             if inverses.A is not None:
-                inverse = part(inverses.A, start, (0, 1))
+                inverse = block(inverses.A, start, (0, 1))
                 # `!= 0`, not `> 0`, so that a NaN stays one.
                 curvature = damped_inverse(inverse, jnp.diagonal(inverse) != 0, 0.0)
-        return quadratic_loss(part(o, start, (1,)), curvature, G)
+        return quadratic_loss(block(o, start, (1,)), curvature, G)
 
     starts = jnp.arange(columns // group_columns) * group_columns
     return jnp.maximum(jax.vmap(cost)(starts), 0)
@@ -184,7 +185,7 @@ def remove_units(
             if matrix.shape != shapes[name]:
                 raise InputError(f"{name} of layer {index} is {matrix.shape}; cfg makes it {shapes[name]}")
             rows, columns = (np.flatnonzero(~mask[index]) for mask in lines[name])
-            smaller[name] = matrix[rows][:, columns]
+            smaller[name] = part(matrix, rows, columns)
             if f"{name}_bias" in layer:
                 smaller[f"{name}_bias"] = layer[f"{name}_bias"][rows]
         return smaller

@@ -20,7 +20,7 @@ from jaxlab.errors import InputError
 from jaxlab.pruning.inverse import Inverses
 from jaxlab.pruning.masked_algebra import block, cholesky, product, solve_cholesky
 
-SIZES = 16
+SIZES = 24
 """Fixed sizes that systems are padded to, at most ..."""
 STEP = 32
 """... and at least so far apart."""
@@ -48,7 +48,7 @@ class _Runs(NamedTuple):
     positions: Int[Array, " size"]
     """Flat indices; what follows the last one is padding."""
     start: Int[Array, " runs"]
-    count: Int[Array, " runs"]
+    length: Int[Array, " runs"]
 
 
 def update_elements(
@@ -88,8 +88,8 @@ def update_elements(
     if inverses is not None:
         A, G = inverses
         solved = mask
-        solved &= True if A is None else jnp.diagonal(A) > 0
-        solved &= True if G is None else (jnp.diagonal(G) > 0)[:, None]
+        solved &= True if A is None else jnp.diagonal(A) != 0
+        solved &= True if G is None else (jnp.diagonal(G) != 0)[:, None]
         if A is not None and G is not None:
             change = _chunked_change(W, solved, A, G, max_chunk, add_update)
         elif A is not None:
@@ -160,7 +160,7 @@ def _row_by_row_change(
     rows, columns = W.shape
     sizes = _sizes(columns)
     runs = _runs(mask, jnp.arange(rows), sizes)
-    by_count = jnp.pad(jnp.argsort(runs.count[:rows]), (0, -rows % ROWS_TOGETHER), constant_values=rows)
+    by_count = jnp.pad(jnp.argsort(runs.length[:rows]), (0, -rows % ROWS_TOGETHER), constant_values=rows)
 
     def system(positions: jax.Array) -> jax.Array:
         j = positions % columns
@@ -182,7 +182,7 @@ def _solve_into(
     sizes: tuple[int, ...],
 ) -> Float[Array, "more_rows columns"]:
     """Z with the solutions of S z = W[Q] at Q for the runs `of`; `system` makes the matrix S of some positions."""
-    start, count = runs.start[of], runs.count[of]
+    start, count = runs.start[of], runs.length[of]
 
     def positions(start: jax.Array, size: int) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(runs.positions, start, size)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxlab.errors import InputError
-from jaxlab.pruning.masked_algebra import block, cholesky, solve_cholesky
+from jaxlab.kernels.cholesky import cholesky_inverse
+from jaxlab.pruning.masked_algebra import block
 
 ESCALATIONS = 3
 """How often `robust_inverse_factors` multiplies a damping by ten before it gives up."""
@@ -94,9 +95,7 @@ def damped_inverse(
       Symmetric inverse.
     """
     alive &= jnp.any(jnp.where(alive[:, None] & alive, factor, 0) != 0)
-    lower = cholesky(damped(factor, alive, damping))
-    inverse = solve_cholesky(lower, jnp.eye(len(factor), dtype=factor.dtype))
-    return jnp.where(alive[:, None] & alive, (inverse + inverse.T) / 2, 0)
+    return jnp.where(alive[:, None] & alive, cholesky_inverse(damped(factor, alive, damping)), 0)
 
 
 def inverse_factors(

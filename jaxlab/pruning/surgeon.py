@@ -19,7 +19,16 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
-from jaxlab.pruning.costs import METHODS, Costs, Method, check_finite, cost_model, n_of_m, wanda_scores
+from jaxlab.pruning.costs import (
+    METHODS,
+    Costs,
+    Method,
+    check_finite,
+    cost_model,
+    lowest,
+    n_of_m,
+    wanda_scores,
+)
 from jaxlab.pruning.costs import costs as removal_costs
 from jaxlab.pruning.coupled import Units, expand_units, kv_group_costs, mlp_unit_costs, unit_sizes
 from jaxlab.pruning.elements import update_elements
@@ -44,6 +53,7 @@ from jaxlab.pruning.update import update
 
 STRUCTURES = ("rowcol", "rows", "cols", "element", "mlp_units", "kv_groups", "units")
 """And n:m, such as 2:4. "units" is mlp_units and kv_groups together."""
+_BOUND_STEP = 64  # sizes of systems are multiples of this, so that few programs are compiled
 UNITS = {"mlp_units": ("mlp",), "kv_groups": ("kv",), "units": ("mlp", "kv")}
 
 
@@ -369,14 +379,7 @@ def _prune_lines(
             column_mask = column_mask | (columns[name] <= threshold)[:, : column_mask.shape[1]]
         new[name] = Lines(row_mask, column_mask)
         wide = Lines(row_mask, widened(column_mask, f"{name}_bias" in layers))
-        changed = _update_lines(
-            matrices.pop(name),
-            wide,
-            config.joint,
-            config.max_correlate,
-            config.add_update,
-            config.update_scale,
-        )
+        changed = _lines_removed(matrices.pop(name), wide, config, config.joint)
         layers = with_matrix(layers, name, changed)
     return _Shot(layers, new, float(threshold), damping)
 
@@ -391,7 +394,7 @@ def _prune_elements(
         width = masks[name].shape[-1]
         found[name] = _element_costs(matrices[name], wanda=config.method == "wanda")[..., :width]
     check_finite(found)
-    new, threshold = _element_masks(found, config, sparsity)
+    new, threshold = _element_masks(found, masks, config, sparsity)
     for name in LINEARS:
         mask = new[name] = masks[name] | new[name]
         changed = _update_elements(
@@ -406,40 +409,50 @@ def _prune_elements(
 
 
 def _element_masks(
-    found: Mapping[str, Float[Array, "layers rows columns"]], config: SurgeonConfig, sparsity: float
+    found: Mapping[str, Float[Array, "layers rows columns"]],
+    pruned: Mapping[str, Bool[Array, "layers rows columns"]],
+    config: SurgeonConfig,
+    sparsity: float,
 ) -> tuple[dict[str, Array], float]:
     """Pruned elements by their costs (or scores), and the common threshold if there is one."""
-    pattern = config.n_of_m
-    if pattern is not None:
-        n, m = pattern
-        cheapest, groups = {}, {}
-        for name, one in found.items():
-            cheapest[name], groups[name] = jax.vmap(functools.partial(n_of_m, n=n, m=m))(one)
-        if config.allocation == "uniform" or config.method == "wanda":
-            chosen = {name: _lowest(one, sparsity * m / n) for name, one in groups.items()}
-            threshold = float("nan")
-        else:
-            limit = group_threshold(groups, sparsity, n=n, m=m)
-            chosen, threshold = {name: one <= limit for name, one in groups.items()}, float(limit)
-        return {name: cheapest[name] & jnp.repeat(chosen[name], m, axis=-1) for name in found}, threshold
-    if config.method == "wanda":
-        by_row = {name: one.reshape(-1, 1, one.shape[-1]) for name, one in found.items()}
-        return {name: _lowest(by_row[name], sparsity).reshape(found[name].shape) for name in found}, float(
-            "nan"
-        )
-    if config.allocation == "uniform":
-        return {name: _lowest(one, sparsity) for name, one in found.items()}, float("nan")
-    limit = element_threshold(found, sparsity)
-    return {name: one <= limit for name, one in found.items()}, float(limit)
+    uniform = config.allocation == "uniform" or config.method == "wanda"
+    if config.n_of_m is None:
+        if not uniform:
+            limit = element_threshold(found, sparsity)
+            return {name: one <= limit for name, one in found.items()}, float(limit)
+        wanda = config.method == "wanda"
+        return {name: _lowest(one, sparsity, by_row=wanda) for name, one in found.items()}, float("nan")
+    n, m = config.n_of_m
+    chosen, groups = {}, {}
+    for name, one in found.items():
+        chosen[name], groups[name] = _cheapest_of_groups(one, pruned[name], n, m)
+    if uniform:
+        converted = {name: _lowest(one, sparsity * m / n, by_row=False) for name, one in groups.items()}
+        threshold = float("nan")
+    else:
+        limit = group_threshold(groups, sparsity, n=n, m=m)
+        converted, threshold = {name: one <= limit for name, one in groups.items()}, float(limit)
+    return {name: chosen[name] & jnp.repeat(converted[name], m, axis=-1) for name in found}, threshold
 
 
-@functools.partial(jax.jit, static_argnames="share")
-def _lowest(scores: Float[Array, "layers rows columns"], share: float) -> Bool[Array, "layers rows columns"]:
-    """The lowest int(share * size) scores of every layer; ties go to the first."""
-    flat = scores.reshape(len(scores), -1)
-    order = jnp.argsort(flat, axis=1, stable=True)[:, : int(share * flat.shape[1] + 1e-9)]
-    mask = jnp.put_along_axis(jnp.zeros(flat.shape, bool), order, True, axis=1, inplace=False)
-    return mask.reshape(scores.shape)
+@functools.partial(jax.jit, static_argnames=("n", "m"))
+def _cheapest_of_groups(
+    costs: Float[Array, "layers rows columns"], pruned: Bool[Array, "layers rows columns"], n: int, m: int
+) -> tuple[Bool[Array, "layers rows columns"], Float[Array, "layers rows groups"]]:
+    """The n cheapest of m, those that are pruned already before any other, and what they cost."""
+    pick = jax.vmap(functools.partial(n_of_m, n=n, m=m))
+    chosen, _ = pick(jnp.where(pruned, -1, costs))
+    return chosen, jnp.where(chosen, costs, 0).reshape(*costs.shape[:2], -1, m).sum(axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("share", "by_row"))
+def _lowest(
+    scores: Float[Array, "layers rows columns"], share: float, by_row: bool
+) -> Bool[Array, "layers rows columns"]:
+    """The lowest scores of every layer, or of every row."""
+    return jax.vmap(functools.partial(lowest, share=share))(
+        scores if by_row else scores.reshape(len(scores), 1, -1)
+    ).reshape(scores.shape)
 
 
 def _prune_units(
@@ -472,9 +485,7 @@ def _prune_units(
         matrix = matrices[kind]
         if matrix.inverses is not None:  # a unit's columns go; no row of its matrix does
             matrix = matrix._replace(inverses=Inverses(matrix.inverses.A, None))
-        changed = _update_lines(
-            matrix, wide, "exact", config.max_correlate, config.add_update, config.update_scale
-        )
+        changed = _lines_removed(matrix, wide, config, "exact")
         layers = with_matrix(layers, name, changed)
     for name in LINEARS:
         keep = ~joined[name].rows
@@ -551,27 +562,40 @@ def _unit_costs(matrix: _Matrix, groups: int, width: int) -> Float[Array, "layer
     return jax.lax.map(one, matrix)
 
 
-@functools.partial(jax.jit, static_argnames=("joint", "max_correlate", "add_update"))
+def _lines_removed(
+    matrix: _Matrix, mask: Lines, config: SurgeonConfig, joint: Literal["exact", "sum"]
+) -> Float[Array, "layers rows columns"]:
+    """The updated matrices; systems are made as large as the layer with the most new pruned lines needs."""
+    bounds: list[int | None] = [None, None]
+    if matrix.inverses is not None:
+        for axis, (lines, inverse) in enumerate(
+            ((mask.rows, matrix.inverses.G), (mask.columns, matrix.inverses.A))
+        ):
+            if inverse is not None:
+                alive = jnp.diagonal(inverse, axis1=1, axis2=2) > 0
+                most = int(jnp.max(jnp.sum(lines & alive, axis=1)))
+                bounds[axis] = max(1, -(-most // _BOUND_STEP)) * _BOUND_STEP
+    return _update_lines(
+        matrix,
+        mask,
+        config.update_scale,
+        joint=joint,
+        max_correlate=config.max_correlate,
+        add_update=config.add_update,
+        row_bound=bounds[0],
+        column_bound=bounds[1],
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("joint", "max_correlate", "add_update", "row_bound", "column_bound")
+)
 def _update_lines(
-    matrix: _Matrix,
-    mask: Lines,
-    joint: Literal["exact", "sum"],
-    max_correlate: int,
-    add_update: bool,
-    update_scale: float,
+    matrix: _Matrix, mask: Lines, update_scale: float, **static: Any
 ) -> Float[Array, "layers rows columns"]:
     def one(layer: tuple[Array, Inverses | None, Lines]) -> Array:
         weight, inverses, mask = layer
-        return update(
-            weight,
-            mask.rows,
-            mask.columns,
-            inverses,
-            joint=joint,
-            max_correlate=max_correlate,
-            add_update=add_update,
-            update_scale=update_scale,
-        )
+        return update(weight, mask.rows, mask.columns, inverses, update_scale=update_scale, **static)
 
     return jax.lax.map(one, (matrix.weight, matrix.inverses, mask))
 

@@ -102,7 +102,7 @@ def structured_threshold(
     given = {what: (values, axis) for what, (values, axis) in kinds.items() if values is not None}
     if not given:
         raise InputError("row_costs and column_costs are both None; give at least one")
-    layers = {}
+    layers: dict[str, int] = {}
     for what, (values, axis) in given.items():
         if set(values) != set(shapes) or not shapes:
             raise InputError(f"{what} are of {sorted(values)}, shapes of {sorted(shapes)}; names must agree")

@@ -26,6 +26,8 @@ def update(
     max_correlate: int = 0,
     add_update: bool = True,
     update_scale: float = 1.0,
+    row_bound: int | None = None,
+    column_bound: int | None = None,
 ) -> Float[Array, "rows columns"]:
     """Removes rows and columns of a matrix and moves the other weights to make up for it.
 
@@ -43,6 +45,9 @@ def update(
         in index order and updates group by group. 1 is the paper's variant without correlations.
       add_update: each group starts from what the groups before it left; False: from the original weights.
       update_scale: multiplies the change.
+      row_bound: static; at least as many as there are pruned rows that are not dead. The systems that are solved have
+        this size, so that a bound saves time where few are pruned; more than that are not all updated for. None: all.
+      column_bound: the same for columns.
 
     Returns:
       New weights, exactly 0 where pruned.
@@ -51,6 +56,9 @@ def update(
       InputError: an argument does not fit.
     """
     rows, columns = W.shape
+    for name, bound in (("row_bound", row_bound), ("column_bound", column_bound)):
+        if bound is not None and bound < 1:
+            raise InputError(f"{name} is {bound}; it must be at least 1, or None")
     for name, mask, size in (("row_mask", row_mask, rows), ("column_mask", column_mask, columns)):
         if mask is not None and mask.shape != (size,):
             raise InputError(f"{name} has shape {mask.shape}; W {W.shape} needs {(size,)}")
@@ -60,10 +68,10 @@ def update(
         raise InputError(f"max_correlate is {max_correlate}; it must be 0 (all together) or a group size")
     change = jnp.zeros_like(W)
     if inverses is not None and row_mask is not None:
-        change += _row_change(W, row_mask, inverses.G, max_correlate, add_update)
+        change += _row_change(W, row_mask, inverses.G, row_bound, max_correlate, add_update)
     if inverses is not None and column_mask is not None:
         start = W + change if joint == "exact" else W
-        change += _row_change(start.T, column_mask, inverses.A, max_correlate, add_update).T
+        change += _row_change(start.T, column_mask, inverses.A, column_bound, max_correlate, add_update).T
     pruned = jnp.zeros(W.shape, bool)
     if row_mask is not None:
         pruned |= row_mask[:, None]
@@ -76,6 +84,7 @@ def _row_change(
     W: Float[Array, "rows columns"],
     pruned: Bool[Array, " rows"],
     inverse: Float[Array, "rows rows"] | None,
+    bound: int | None,
     max_correlate: int,
     add_update: bool,
 ) -> Float[Array, "rows columns"]:
@@ -87,13 +96,16 @@ def _row_change(
     """
     if inverse is None:
         return jnp.where(pruned[:, None], -W, 0)
-    solved = pruned & (jnp.diagonal(inverse) > 0)
-    right_sides = jnp.where(solved[:, None], W, 0)
-    system = block(inverse, solved)
+    solved = pruned & (jnp.diagonal(inverse) != 0)
+    rows = len(pruned)
+    at = jnp.nonzero(solved, size=min(bound or rows, rows), fill_value=rows)[0]
+    picked = inverse.at[:, at].get(mode="fill", fill_value=0)
+    right_sides = W.at[at].get(mode="fill", fill_value=0)
+    system = block(picked.at[at].get(mode="fill", fill_value=0), at < rows)
     if max_correlate == 0:
-        return -product(inverse, solve_cholesky(cholesky(system), right_sides))
+        return -product(picked, solve_cholesky(cholesky(system), right_sides))
 
-    group = (jnp.cumsum(solved) - 1) // max_correlate
+    group = jnp.arange(len(at)) // max_correlate
     lower = cholesky(jnp.where(group[:, None] == group, system, 0))
     half = _solve_lower(lower, right_sides)
     if add_update:
@@ -101,7 +113,7 @@ def _row_change(
         below = jnp.where(group[:, None] > group, system, 0)
         below = _solve_lower(lower, _solve_lower(lower, below).T).T
         half = jax.scipy.linalg.solve_triangular(below, half, lower=True, unit_diagonal=True)
-    return -product(inverse, jax.scipy.linalg.solve_triangular(lower, half, lower=True, trans=1))
+    return -product(picked, jax.scipy.linalg.solve_triangular(lower, half, lower=True, trans=1))
 
 
 def _solve_lower(lower: Float[Array, "n n"], right: Float[Array, "n columns"]) -> Float[Array, "n columns"]:

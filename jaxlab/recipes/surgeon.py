@@ -134,6 +134,9 @@ PRESETS = {
 }
 
 
+_TIMED_TOKENS = 512
+
+
 class _Work(NamedTuple):
     """What all stages of a run look at."""
 
@@ -254,9 +257,7 @@ def _shots(work: _Work) -> tuple[SurgeonState, list[dict[str, Any]]]:
     state = init(model.params, model.cfg, pruning, key)
     restored = folder.restore(like=_storable(state))
     if restored is not None:
-        tree = restored.tree
-        state = SurgeonState(**tree | {"key": jax.random.wrap_key_data(jnp.asarray(tree["key"]))})
-        state = jax.tree.map(jnp.asarray, state)
+        state = _restored(restored.tree)
     with work.progress.stage("prune", config.shots, unit="shots") as stage:
         stage.skip(int(state.shot))
         started = time.monotonic()
@@ -312,6 +313,12 @@ def _storable(state: SurgeonState) -> dict[str, Any]:
     }
 
 
+def _restored(tree: dict[str, Any]) -> SurgeonState:
+    tree = jax.tree.map(jnp.asarray, tree)
+    masks = {name: Lines(**mask) if isinstance(mask, dict) else mask for name, mask in tree["masks"].items()}
+    return SurgeonState(tree["params"], masks, tree["shot"], jax.random.wrap_key_data(tree["key"]))
+
+
 class _Exported(NamedTuple):
     """The saved model and how it was checked."""
 
@@ -352,7 +359,8 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
         one = logits(state.params, model.cfg, forward(state.params, model.cfg, tokens).hidden)
         other = logits(reloaded.params, reloaded.cfg, forward(reloaded.params, reloaded.cfg, tokens).hidden)
         difference = float(jnp.max(jnp.abs(one - other)))
-        speedup = _speedup(model, reloaded, jnp.asarray(np.resize(work.test, (1, 512))))
+        timed = np.resize(work.test, (1, min(_TIMED_TOKENS, model.cfg.max_positions)))
+        speedup = _speedup(model, reloaded, jnp.asarray(timed))
         _report(work, state, masks, directory)
     note = layout_note(layout)
     if note:
@@ -361,7 +369,7 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
 
 
 def _speedup(model: Model, pruned: Model, tokens: jax.Array) -> float:
-    """How many times faster the saved model scores 1 x 512 tokens: medians of calls in turns, compiled before."""
+    """How many times faster the saved model scores one row of tokens: medians of calls in turns, compiled before."""
 
     def score(one: Model) -> jax.Array:
         return logits(one.params, one.cfg, forward(one.params, one.cfg, tokens).hidden)

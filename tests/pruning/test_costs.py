@@ -17,10 +17,10 @@ from jaxlab.pruning.costs import (
     cost_model,
     costs,
     element_costs,
+    lowest,
     n_of_m,
     quadratic_loss,
     row_costs,
-    wanda_mask,
     wanda_scores,
 )
 from jaxlab.pruning.inverse import Inverses
@@ -135,11 +135,13 @@ def test_pruned_and_dead_structures_cost_nothing():
     W[1], W[:, 2] = 0, 0
     A_inverse, G_inverse = np.linalg.inv(A), np.linalg.inv(G)
     A_inverse[4], A_inverse[:, 4], G_inverse[0], G_inverse[:, 0] = 0, 0, 0, 0
-    rows, columns, elements = all_costs(W, A, G, Inverses(jnp.asarray(A_inverse), jnp.asarray(G_inverse)))
-    np.testing.assert_array_equal(np.asarray(rows) == 0, [True, True, False, False])
-    np.testing.assert_array_equal(np.asarray(columns) == 0, [False, False, True, False, True])
+    with jax.enable_x64(True):
+        inverses = Inverses(jnp.asarray(A_inverse), jnp.asarray(G_inverse))
+    rows, columns, elements = map(np.asarray, all_costs(W, A, G, inverses))
+    np.testing.assert_array_equal(rows == 0, [True, True, False, False])
+    np.testing.assert_array_equal(columns == 0, [False, False, True, False, True])
     assert not elements[:2].any() and not elements[:, 2::2].any()
-    assert (elements[2:, jnp.array([0, 1, 3])] > 0).all()
+    assert (elements[2:, [0, 1, 3]] > 0).all()
 
 
 @pytest.mark.parametrize("costs_of", [row_costs, column_costs, element_costs])
@@ -196,12 +198,12 @@ def test_wanda_prunes_the_lowest_scores_of_every_row():
     scores = np.abs(W) * np.sqrt(np.diag(A))
     with jax.enable_x64(True):
         np.testing.assert_allclose(wanda_scores(jnp.asarray(W), jnp.asarray(A)), scores, rtol=1e-12)
-        mask = np.asarray(wanda_mask(jnp.asarray(W), jnp.asarray(A), 0.4))
+        mask = np.asarray(lowest(wanda_scores(jnp.asarray(W), jnp.asarray(A)), 0.4))
     for i in range(5):
         assert mask[i].sum() == 3
         assert scores[i, mask[i]].max() < scores[i, ~mask[i]].min()
-    with pytest.raises(InputError, match=r"sparsity is 1.0"):
-        wanda_mask(jnp.asarray(W), None, 1.0)
+    with pytest.raises(InputError, match=r"share is 1.5"):
+        lowest(jnp.asarray(W), 1.5)
 
 
 def test_costs_that_are_not_finite_are_named():

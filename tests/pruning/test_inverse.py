@@ -98,7 +98,7 @@ def test_damping_is_raised_where_cholesky_fails_and_said():
     )  # eigenvalues 2.05 and -0.05: needs a damping above 0.05
     G = jnp.stack([jnp.eye(2), indefinite])
     masks = jnp.ones((2, 3), bool), jnp.ones((2, 2), bool)
-    with pytest.warns(UserWarning, match="G of k is not positive definite at damp_g=0.001 in layers 1"):
+    with pytest.warns(UserWarning, match="G of k is not positive definite at damp_g=0.0+1 in layers 1"):
         inverses, used = robust_inverse_factors(None, G, *masks, damp_a=0.1, damp_g=0.001, name="k")
     np.testing.assert_allclose(used.G, [0.001, 0.1])
     np.testing.assert_allclose(inverses.G[1], np.linalg.inv(indefinite + 0.1 * np.eye(2)), rtol=1e-5)

@@ -36,7 +36,10 @@ def updated(W, row_mask, column_mask, A, G, **options):
         return np.asarray(jitted(jnp.asarray(W), *masks, inverses, **options))
 
 
-jitted = jax.jit(update, static_argnames=("joint", "max_correlate", "add_update", "update_scale"))
+jitted = jax.jit(
+    update,
+    static_argnames=("joint", "max_correlate", "add_update", "update_scale", "row_bound", "column_bound"),
+)
 
 
 def groups(mask, size):
@@ -193,6 +196,15 @@ def test_an_identity_factor_needs_no_matrix():
         np.testing.assert_array_equal(short, update(*masks, None))
 
 
+@given(**DRAWN, size=st.sampled_from([0, 2]))
+def test_a_bound_on_the_number_of_pruned_changes_nothing(shape, seed, size):
+    W, A, G, row_mask, column_mask = drawn(shape, seed)
+    row_mask[4:], column_mask[4:] = False, False
+    whole = updated(W, row_mask, column_mask, A, G, max_correlate=size)
+    bounded = updated(W, row_mask, column_mask, A, G, max_correlate=size, row_bound=4, column_bound=4)
+    close(bounded, whole, W)
+
+
 @pytest.mark.parametrize("size", [0, 2])
 def test_jit_vmap_and_eager_agree(size):
     problems = [drawn((5, 6), seed) for seed in range(3)]
@@ -209,7 +221,11 @@ def test_gradient_equals_finite_differences():
     W, A, G, row_mask, column_mask = drawn((4, 5), 8)
     with jax.enable_x64(True):
         inverses = Inverses(jnp.asarray(np.linalg.inv(A)), jnp.asarray(np.linalg.inv(G)))
-        total = lambda W: jnp.sum(update(W, jnp.asarray(row_mask), jnp.asarray(column_mask), inverses) ** 2)  # noqa: E731
+        masks = jnp.asarray(row_mask), jnp.asarray(column_mask)
+
+        def total(W):
+            return jnp.sum(update(jnp.asarray(W), *masks, inverses) ** 2)
+
         jax.test_util.check_grads(total, (jnp.asarray(W),), order=1, modes=["fwd", "rev"])
 
 

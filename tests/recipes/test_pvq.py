@@ -9,51 +9,19 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from jaxlab.errors import InputError
-from jaxlab.models import ModelConfig, forward, load, logits, save_hf
+from jaxlab.models import forward, load, logits
 from jaxlab.models.validation import layer_shapes
 from jaxlab.recipes import pvq
 
 _MAIN = "import sys; from jaxlab.cli import main; sys.exit(main(sys.argv[1:]))"
-TINY = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=64,
-    num_layers=3,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=32,
-    mlp_size=64,  # every matrix has one shape, so that little is compiled
-    max_positions=128,
-    tie_embeddings=True,
-    bos_id=1,
-    eos_ids=(2,),
-)
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory, smollm2):
-    """A directory with a small random Llama and SmolLM2's tokenizer."""
-    keys = iter(jax.random.split(jax.random.key(0), 64))
-
-    def draw(*shape):
-        return jax.random.normal(next(keys), shape) / math.sqrt(shape[-1])
-
-    layers = {
-        name: draw(TINY.num_layers, *shape) if len(shape) == 2 else jnp.ones((TINY.num_layers, *shape))
-        for name, shape in layer_shapes(TINY).items()
-    }
-    params = {"embed": draw(TINY.vocab_size, 64), "layers": layers, "final_norm": jnp.ones(64)}
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    save_hf(params, TINY, smollm2[2], directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +65,8 @@ def test_bits_are_those_on_disk_and_within_the_budget(finished, tiny_config):
             if ".layers." in name and ".pvq_" in name:
                 stored += opened.get_tensor(name).nbytes
     weights = (
-        sum(math.prod(shape) for shape in layer_shapes(TINY).values() if len(shape) == 2) * TINY.num_layers
+        sum(math.prod(shape) for shape in layer_shapes(tiny.TINY).values() if len(shape) == 2)
+        * tiny.TINY.num_layers
     )
     assert summary["bits_per_weight"] == pytest.approx(8 * stored / weights)
     assert summary["bits_pvq"] == summary["bits_per_weight"]
@@ -120,7 +89,7 @@ def test_nothing_partial_is_left_and_figures_are_there(finished):
     assert {path.name for path in (out / "figures").iterdir()} == {"layers.png", "nll_increase.png"}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {(row["method"], row["layer"]) for row in rows} == {
-        (method, layer) for method in pvq.METHODS for layer in range(TINY.num_layers)
+        (method, layer) for method in pvq.METHODS for layer in range(tiny.TINY.num_layers)
     }
 
 
