@@ -16,6 +16,13 @@ jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """Each program of XLA's CPU backend holds memory maps, of which a process may have only some 65,000."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct as `(params, cfg, tokenizer)`: fetched once, kept in the user's cache."""
