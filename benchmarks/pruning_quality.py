@@ -1,0 +1,180 @@
+"""Perplexity of SmolLM2 pruned by rows and columns: the Surgeon ahead of K-OBD, L-OBD and magnitude at every size.
+
+`acceptance` rows: 8 windows x 512 tokens of curvature a shot, damping 0.1, perplexity on the first 4 test windows of
+512, with the port of the authors' code on the same windows. `size` rows: 10 shots of 5 % with 16 fresh windows each,
+read off at 90 to 50 % of the blocks' parameters, every method at the best of three dampings on the validation text.
+`damping` rows: one shot to 10 % from several numbers of calibration tokens, on the validation text.
+Every whole run is kept in the user's cache (delete it when the code changes): an interrupted benchmark goes on.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlab import data
+from jaxlab.files import atomic_file, cache_dir
+from jaxlab.models import Model, evaluate, load
+from jaxlab.models import windows as cut
+from jaxlab.pruning.low_rank import LowRank
+from jaxlab.pruning.surgeon import ShotReport, SurgeonConfig, SurgeonState, prune
+
+MODEL, CONTEXT = "pkg:smollm2", 512
+TEXTS = {
+    "test": ("sotu:test", 16),
+    "fresh": ("sotu:fresh", 16),
+    "moby": ("moby", 8),
+    "valid": ("sotu:valid", 8),
+}
+SIZES = (0.9, 0.8, 0.7, 0.6, 0.5)
+DAMPINGS = (0.01, 0.1, 1.0)
+_BASELINES = ("k-obd", "l-obd", "magnitude")
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Rows of all parts."""
+    lab = _Lab()
+    if quick:
+        return lab.acceptance(sparsity=0.05, shots=1, limit=None, count=2)
+    rows = lab.acceptance(sparsity=0.1, shots=1, limit=28.0)
+    rows += lab.acceptance(sparsity=0.1, shots=2, limit=27.0)
+    rows += lab.acceptance(sparsity=0.2, shots=4, limit=40.5)
+    return rows + lab.damping() + lab.sizes()
+
+
+class _Lab:
+    """The model and the texts, and runs that are kept."""
+
+    def __init__(self) -> None:
+        self.model: Model = load(MODEL)
+        self.calibration = data.token_ids("sotu:calib", self.model.tokenizer)
+        self.texts = {
+            name: cut(data.token_ids(text, self.model.tokenizer), CONTEXT)[:count]
+            for name, (text, count) in TEXTS.items()
+        }
+        self.folder = cache_dir("benchmarks", "pruning_quality")
+
+    def perplexities(self, params: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
+        """Of the texts, and of the first four windows of the test text ("first4")."""
+        found = {}
+        for name in names:
+            windows = self.texts["test"][:4] if name == "first4" else self.texts[name]
+            found[name] = evaluate(params, self.model.cfg, windows).ppl
+        return found
+
+    def shots(self, config: SurgeonConfig, count: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """One row a shot with `count` windows each: sparsity and perplexities; from the cache if it is there."""
+
+        def measure() -> list[dict[str, Any]]:
+            rows = []
+
+            def after(state: SurgeonState, report: ShotReport) -> None:
+                rows.append({"sparsity": report.sparsity, **self.perplexities(state.params, names)})
+
+            windows = self.windows(count * (config.shots if config.fresh else 1))
+            prune(self.model.params, self.model.cfg, windows, config, jax.random.key(0), callback=after)
+            return rows
+
+        return self.kept({"config": dataclasses.asdict(config), "count": count, "texts": names}, measure)
+
+    def windows(self, count: int) -> np.ndarray:
+        """Calibration windows."""
+        return data.calibration_windows(self.calibration, context=CONTEXT, count=count, seed=0)
+
+    def kept(self, key: dict[str, Any], measure: Callable[[], Any]) -> Any:
+        """What `measure` gives, remembered under `key`."""
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        file = self.folder / f"{digest}.json"
+        if not file.exists():
+            found = measure()
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps({"key": key, "found": found}), encoding="utf-8")
+        return json.loads(file.read_text(encoding="utf-8"))["found"]
+
+    def acceptance(
+        self, *, sparsity: float, shots: int, limit: float | None, count: int = 8
+    ) -> list[dict[str, Any]]:
+        """All methods to one sparsity."""
+        rows = []
+        part = f"acceptance {sparsity:.0%} in {shots}"
+        variants = {"surgeon": {}, "surgeon, sum": {"joint": "sum"}}
+        variants |= {method: {"method": method} for method in _BASELINES}
+        for name, options in variants.items():
+            config = SurgeonConfig(sparsity=sparsity, shots=shots, **options)
+            last = self.shots(config, count, ("first4",))[-1]
+            met = None if limit is None or name != "surgeon" else last["first4"] <= limit
+            rows.append({"part": part, "method": name, **_row(last), "limit": limit, "met": met})
+        if shots == 1:
+            port = self.kept(
+                {"reference": sparsity, "count": count}, lambda: self._reference(sparsity, count)
+            )
+            rows.append({"part": part, "method": "port of the authors' code", **_row(port)})
+        return rows
+
+    def damping(self) -> list[dict[str, Any]]:
+        """One shot to 10 %, on the validation text."""
+        rows = []
+        for count in (4, 16, 64):
+            for damping in (0.01, 0.03, 0.1, 0.3, 1.0):
+                config = SurgeonConfig(sparsity=0.1, shots=1, damp_a=damping, damp_g=damping)
+                last = self.shots(config, count, ("valid",))[-1]
+                rows.append(
+                    {
+                        "part": "damping",
+                        "tokens": count * CONTEXT,
+                        "damping": damping,
+                        "method": "surgeon",
+                        **_row(last),
+                    }
+                )
+        return rows
+
+    def sizes(self) -> list[dict[str, Any]]:
+        """All methods at all sizes."""
+        shots, rows = 10, []
+        variants: dict[str, dict[str, Any]] = {
+            "magnitude": {"method": "magnitude"},
+            "l-obd": {"method": "l-obd"},
+            "k-obd": {"method": "k-obd"},
+            "surgeon, m=1": {"max_correlate": 1},
+            "surgeon, sum": {"joint": "sum"},
+            "surgeon": {},
+            "surgeon + low rank": {"low_rank": LowRank(share=0.125, final_epochs=0)},
+        }
+        for name, options in variants.items():
+            candidates = DAMPINGS if "surgeon" in name else (DAMPINGS[1],)
+            tried = {}
+            for damping in candidates:
+                config = SurgeonConfig(sparsity=0.5, shots=shots, damp_a=damping, damp_g=damping, **options)
+                tried[damping] = self.shots(config, 16, tuple(TEXTS))
+            for size in SIZES:
+                shot = round((1 - size) / 0.5 * shots) - 1
+                best = min(tried, key=lambda damping: tried[damping][shot]["valid"])
+                found = tried[best][shot]
+                rows.append({"part": "size", "size": size, "method": name, "damping": best, **_row(found)})
+        return rows
+
+    def _reference(self, sparsity: float, count: int) -> dict[str, Any]:
+        import tempfile
+
+        from benchmarks.peers import exchange
+        from benchmarks.peers import surgeon_reference as reference
+        from jaxlab.models import save_hf
+
+        with tempfile.TemporaryDirectory() as directory:
+            save_hf(self.model.params, self.model.cfg, self.model.tokenizer, directory)
+            torch_model = reference.load(directory)
+        factors = reference.curvature(torch_model, self.windows(count))
+        weights, _ = reference.prune_step(exchange.linear_weights(self.model), factors, sparsity, 0.1, 0.1)
+        pruned = exchange.with_linear_weights(
+            self.model, {name: one.numpy() for name, one in weights.items()}
+        )
+        return {"sparsity": sparsity, **self.perplexities(pruned.params, ("first4",))}
+
+
+def _row(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.5g}") for name, value in found.items()}
