@@ -8,7 +8,7 @@ from toy_model import toy, toy_tokens
 
 from jaxlab.models import INPUT_SITES, LINEARS, embed
 from jaxlab.models.rope import layer_geometry
-from jaxlab.models.transformer import run_layers
+from jaxlab.models.transformer import SITE_OF, run_layers
 from jaxlab.quantization.activations import block_inputs, second_moment
 
 PARAMS, CFG = toy("qwen3")
