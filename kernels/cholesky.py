@@ -19,16 +19,14 @@ def cholesky_inverse(matrix: jax.Array) -> jax.Array:
       matrix: floating point [n, n], symmetric; the lower triangle is read.
 
     Returns:
-      [n, n], symmetric to the last bit, in the dtype of `matrix`; NaN where it is not positive definite.
+      [n, n], symmetric up to rounding, in the dtype of `matrix`; NaN where it is not positive definite.
 
     Raises:
       ValueError: the matrix is not square.
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix has shape {matrix.shape}; it must be square")
-    _, inverse = _factors(matrix)
-    lower = _gram(inverse)
-    return jnp.tril(lower) + jnp.tril(lower, -1).T
+    return _gram(_factors(matrix)[1])
 
 
 def _factors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -47,13 +45,14 @@ def _factors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gram(m: jax.Array) -> jax.Array:
-    """The lower triangle (at least) of M^T M for a lower triangular M."""
+    """M^T M for a lower triangular M."""
     n = len(m)
     if n <= _LEAF:
         return _product(m.T, m)
     half = _half(n)
     first, below, last = m[:half, :half], m[half:, :half], m[half:, half:]
-    return _lower(_gram(first) + _product(below.T, below), _product(last.T, below), _gram(last))
+    corner = _product(last.T, below)
+    return jnp.block([[_gram(first) + _product(below.T, below), corner.T], [corner, _gram(last)]])
 
 
 def _half(n: int) -> int:

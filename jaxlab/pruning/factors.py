@@ -12,13 +12,19 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.syrk import syrk_accumulate
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.draws import draw
-from jaxlab.models.fast_products import FastMatrix, fast_head, with_fast_products
+from jaxlab.models.fast_products import (
+    FastMatrix,
+    fast_head,
+    fast_transposed_product,
+    with_fast_products,
+)
 from jaxlab.models.linear import LINEARS, linear
 from jaxlab.models.taps import Kept, Tapped
 from jaxlab.models.transformer import INPUT_SITES, SITE_OF, Taps, embed, rms_norm, run_layers
@@ -75,17 +81,22 @@ def init_factors(params: dict[str, Any]) -> Factors:
 
 
 def means(factors: Factors) -> tuple[dict[str, Array], dict[str, Array]]:
-    """A and G as means over the tokens, both by matrix (`LINEARS`); matrices of one input hold the same array.
+    """A and G of all matrices, both by matrix (`LINEARS`); see `mean_factors`."""
+    found = {name: mean_factors(factors, name) for name in LINEARS}
+    return {name: A for name, (A, _) in found.items()}, {name: G for name, (_, G) in found.items()}
+
+
+def mean_factors(
+    factors: Factors, name: str
+) -> tuple[Float[Array, "L columns columns"], Float[Array, "L rows rows"]]:
+    """A and G of one matrix as means over the tokens.
 
     Raises:
         InputError: no tokens were accumulated.
     """
     if float(factors.token_count) <= 0:
         raise InputError("factors: no tokens were accumulated")
-    A = {site: total / factors.token_count for site, total in factors.A.items()}
-    return {name: A[SITE_OF[name]] for name in LINEARS}, {
-        name: total / factors.token_count for name, total in factors.G.items()
-    }
+    return factors.A[SITE_OF[name]] / factors.token_count, factors.G[name] / factors.token_count
 
 
 def accumulate(
@@ -343,7 +354,7 @@ def _loss(
         return losses, tuple(pull_back(cotangent)[0] for cotangent in cotangents)
 
     parts = (split(hidden[:, :-1]), split(tokens[:, 1:]), split(weights), split(scored))
-    losses, gradients = jax.lax.map(one, (jnp.arange(chunks), *parts))
+    losses, gradients = lax.map(one, (jnp.arange(chunks), *parts))
     whole = [
         g.reshape(chunks * size, -1)[: batch * (time - 1)].reshape(batch, time - 1, -1) for g in gradients
     ]
@@ -360,7 +371,17 @@ def _add(factors: Factors, captured: _Captured, predictions: int, kept: Kept) ->
     def moments(total: Array, new: Array, scale: float = 1.0) -> Array:
         if kept == "moment":
             return total + scale * new
-        return jax.lax.map(lambda pair: pair[0] + scale * syrk_accumulate(None, pair[1]), (total, new))
+
+        # A loop that writes into the donated array: a map would allocate and fill another gigabyte every time.
+        def add(layer: Array, total: Array) -> Array:
+            x = lax.dynamic_index_in_dim(new, layer, keepdims=False)
+            # In bfloat16 mirroring one half costs more than computing it.
+            fast = x.dtype == jnp.bfloat16
+            product = scale * (fast_transposed_product(x, x) if fast else syrk_accumulate(None, x))
+            here = lax.dynamic_index_in_dim(total, layer, keepdims=False)
+            return lax.dynamic_update_index_in_dim(total, here + product, layer, 0)
+
+        return lax.fori_loop(0, len(total), add, total)
 
     A = {site: moments(total, captured.inputs[site]) for site, total in factors.A.items()}
     G = factors.G

@@ -32,7 +32,7 @@ from jaxlab.pruning.costs import (
 from jaxlab.pruning.costs import costs as removal_costs
 from jaxlab.pruning.coupled import Units, expand_units, kv_group_costs, mlp_unit_costs, unit_sizes
 from jaxlab.pruning.elements import update_elements
-from jaxlab.pruning.factors import Factors, Fisher, Products, curvature, means
+from jaxlab.pruning.factors import Factors, Fisher, Products, curvature, mean_factors
 from jaxlab.pruning.inverse import Inverses, alive_structures, robust_inverse_factors
 from jaxlab.pruning.low_rank import LowRank, correct
 from jaxlab.pruning.masks import (
@@ -278,6 +278,7 @@ def run_shot(
             progress=lambda done: progress("curvature", done, len(windows)),
         )
     state, report = prune_shot(state, factors, cfg, config, config.target(shot))
+    del factors  # a gigabyte and more
     if config.low_rank is not None:
         params, losses = correct(
             state.params,
@@ -315,13 +316,12 @@ def prune_shot(
     """
     if config.needs_factors and factors is None:
         raise InputError(f"factors is None; method {config.method!r} needs them")
-    A, G = ({}, {}) if factors is None else means(factors)
     if config.structure in UNITS:
-        shot = _prune_units(state, cfg, config, A, G, sparsity)
+        shot = _prune_units(state, cfg, config, factors, sparsity)
     elif config.elementwise:
-        shot = _prune_elements(state, config, A, G, sparsity)
+        shot = _prune_elements(state, config, factors, sparsity)
     else:
-        shot = _prune_lines(state, config, A, G, sparsity)
+        shot = _prune_lines(state, config, factors, sparsity)
     loss = None if factors is None else float(factors.loss / factors.predictions)
     params = state.params | {"layers": shot.layers}
     report = ShotReport(
@@ -353,13 +353,14 @@ class _Matrix(NamedTuple):
 
 
 def _prune_lines(
-    state: SurgeonState, config: SurgeonConfig, A: dict[str, Array], G: dict[str, Array], sparsity: float
+    state: SurgeonState, config: SurgeonConfig, factors: Factors | None, sparsity: float
 ) -> _Shot:
     layers, masks = state.params["layers"], state.masks
     matrices, damping, found = {}, {}, {}
     for name in LINEARS:
-        matrices[name], damping[name] = _matrix(layers, name, config, A, G)
+        matrices[name], damping[name] = _matrix(layers, name, config, factors)
         found[name] = _line_costs(matrices[name], structure=config.structure)
+        matrices[name] = matrices[name]._replace(A=None, G=None)  # only costs look at them
     rows = {name: one.rows for name, one in found.items() if one.rows is not None}
     columns = {}
     for name, one in found.items():
@@ -385,14 +386,15 @@ def _prune_lines(
 
 
 def _prune_elements(
-    state: SurgeonState, config: SurgeonConfig, A: dict[str, Array], G: dict[str, Array], sparsity: float
+    state: SurgeonState, config: SurgeonConfig, factors: Factors | None, sparsity: float
 ) -> _Shot:
     layers, masks = state.params["layers"], state.masks
     matrices, damping, found = {}, {}, {}
     for name in LINEARS:
-        matrices[name], damping[name] = _matrix(layers, name, config, A, G)
+        matrices[name], damping[name] = _matrix(layers, name, config, factors)
         width = masks[name].shape[-1]
         found[name] = _element_costs(matrices[name], wanda=config.method == "wanda")[..., :width]
+        matrices[name] = matrices[name]._replace(A=None, G=None)  # only costs look at them
     check_finite(found)
     new, threshold = _element_masks(found, masks, config, sparsity)
     for name in LINEARS:
@@ -459,8 +461,7 @@ def _prune_units(
     state: SurgeonState,
     cfg: ModelConfig,
     config: SurgeonConfig,
-    A: dict[str, Array],
-    G: dict[str, Array],
+    factors: Factors | None,
     sparsity: float,
 ) -> _Shot:
     params, layers, masks = state.params, state.params["layers"], state.masks
@@ -469,7 +470,7 @@ def _prune_units(
     matrices, damping, found = {}, {}, {}
     for kind in kinds:
         name = reader[kind]
-        matrices[kind], damping[name] = _matrix(layers, name, config, A, G)
+        matrices[kind], damping[name] = _matrix(layers, name, config, factors)
         groups = cfg.mlp_size if kind == "mlp" else cfg.num_kv_heads
         found[kind] = _unit_costs(matrices[kind], groups, masks[name].columns.shape[-1] // groups)
     check_finite(found)
@@ -495,30 +496,24 @@ def _prune_units(
 
 
 def _matrix(
-    layers: dict[str, Any], name: str, config: SurgeonConfig, A: dict[str, Array], G: dict[str, Array]
+    layers: dict[str, Any], name: str, config: SurgeonConfig, factors: Factors | None
 ) -> tuple[_Matrix, tuple[float, float]]:
     """What costs and updates of a matrix use by the method, and the largest damping that was needed."""
     weight = augmented(layers, name)
+    A, G = (None, None) if factors is None else mean_factors(factors, name)
     if config.method == "wanda":
-        return _Matrix(weight, A[name], None, None), (0.0, 0.0)
+        return _Matrix(weight, A, None, None), (0.0, 0.0)
     method = cast(Method, config.method)
     needs = METHODS[method]
     inverses, used = None, (0.0, 0.0)
-    if needs.updates:
-        wants_G = needs.G == "full"
-        alive_rows, alive_columns = _alive(weight, A[name], G[name] if wants_G else None)
+    if needs.updates and A is not None:
+        G = G if needs.G == "full" else None
+        alive_rows, alive_columns = _alive(weight, A, G)
         inverses, damping = robust_inverse_factors(
-            A[name],
-            G[name] if wants_G else None,
-            alive_columns,
-            alive_rows,
-            damp_a=config.damp_a,
-            damp_g=config.damp_g,
-            name=name,
+            A, G, alive_columns, alive_rows, damp_a=config.damp_a, damp_g=config.damp_g, name=name
         )
         used = _largest(damping.A), _largest(damping.G)
-    model = cost_model(method, A.get(name), G.get(name), inverses)
-    return _Matrix(weight, *model), used
+    return _Matrix(weight, *cost_model(method, A, G, inverses)), used
 
 
 def _largest(damping: np.ndarray | None) -> float:
