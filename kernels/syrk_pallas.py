@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
@@ -25,7 +26,7 @@ def syrk(x: jax.Array) -> jax.Array:
     n, tokens = x.shape
     tiles, steps = pl.cdiv(n, _TILE), pl.cdiv(tokens, _STEP)
     padded = jnp.pad(x, ((0, tiles * _TILE - n), (0, steps * _STEP - tokens)))
-    product = jax.lax.platform_dependent(
+    product = lax.platform_dependent(
         padded,
         cpu=functools.partial(_call, interpret=True),
         cuda=functools.partial(_call, compiler_params=triton.CompilerParams(num_warps=8)),
@@ -57,9 +58,11 @@ def _kernel(left_ref: Any, right_ref: Any, out_ref: Any, *, steps: int) -> None:
         def add(step: jax.Array, total: jax.Array) -> jax.Array:
             part = pl.ds(pl.multiple_of(step * _STEP, _STEP), _STEP)
             left, right = left_ref[:, part], right_ref[:, part]
-            return total + pl.dot(left, right, trans_b=True)
+            return total + lax.dot_general(
+                left, right, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            )
 
-        out_ref[...] = jax.lax.fori_loop(0, steps, add, jnp.zeros((_TILE, _TILE), jnp.float32))
+        out_ref[...] = lax.fori_loop(0, steps, add, jnp.zeros((_TILE, _TILE), jnp.float32))
 
 
 def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
