@@ -20,8 +20,9 @@ from jaxlab import data
 from jaxlab.files import atomic_file, cache_dir
 from jaxlab.models import Model, evaluate, load
 from jaxlab.models import windows as cut
+from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.low_rank import LowRank
-from jaxlab.pruning.surgeon import ShotReport, SurgeonConfig, SurgeonState, prune
+from jaxlab.pruning.surgeon import ShotReport, SurgeonState, prune
 
 MODEL, CONTEXT = "pkg:smollm2", 512
 TEXTS = {

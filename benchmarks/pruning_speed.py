@@ -23,10 +23,11 @@ from benchmarks import harness
 from benchmarks.peers.exchange import linear_weights
 from jaxlab import data
 from jaxlab.models import Model, forward, load, logits, save_hf
+from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
 from jaxlab.pruning.factors import curvature
 from jaxlab.pruning.masks import sparsity_of
-from jaxlab.pruning.surgeon import SurgeonConfig, init, prune, prune_shot
+from jaxlab.pruning.surgeon import init, prune, prune_shot
 
 MODEL, CONTEXT = "pkg:smollm2", 512
 _MEMORY = """

@@ -26,10 +26,11 @@ from jaxlab.models.loading import describe, parameter_count
 from jaxlab.models.saving import layout_note
 from jaxlab.progress import Progress
 from jaxlab.pruning.closure import close, gather_model
+from jaxlab.pruning.config import UNITS, SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
 from jaxlab.pruning.low_rank import LowRank
 from jaxlab.pruning.masks import Lines, linear_parameters, removed_parameters, sparsity_of
-from jaxlab.pruning.surgeon import UNITS, ShotReport, SurgeonConfig, SurgeonState, init, prune
+from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune
 from jaxlab.runs import RunFolder
 
 METHODS = ("surgeon", "k-obd", "l-obd", "magnitude", "sparsegpt", "wanda")

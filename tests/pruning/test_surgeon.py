@@ -11,10 +11,11 @@ from toy_model import toy, toy_tokens
 from jaxlab.errors import InputError
 from jaxlab.models import LINEARS, forward, logits, token_logprobs
 from jaxlab.pruning import low_rank
+from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
 from jaxlab.pruning.factors import curvature
 from jaxlab.pruning.masks import Lines, check_pruned, pruned_elements, sparsity_of
-from jaxlab.pruning.surgeon import SurgeonConfig, init, prune, prune_shot
+from jaxlab.pruning.surgeon import init, prune, prune_shot
 
 WINDOWS = toy_tokens(windows=4, context=16)
 KEY = jax.random.key(0)
