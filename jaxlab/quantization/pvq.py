@@ -218,7 +218,8 @@ def levels_for(spec: PVQSpec, columns: int) -> np.ndarray:
 def mean_cosine(n: int, k: int) -> float:
     """E[cos] between a Gaussian vector and its nearest direction in P(n, k), over 16384 fixed draws."""
     draws = np.random.default_rng(0).standard_normal((16384, n)).astype(np.float32)
-    y = np.asarray(_search(draws, k), np.float32)
+    with jax.ensure_compile_time_eval():  # a caller may be tracing
+        y = np.asarray(_search(draws, k), np.float32)
     cosine = (draws * y).sum(1) / np.linalg.norm(draws, axis=1) / np.linalg.norm(y, axis=1)
     return float(cosine.mean())
 
