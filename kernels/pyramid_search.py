@@ -17,7 +17,7 @@ arXiv:2410.16926.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,7 +59,28 @@ def search(
         raise ValueError(f"candidates = {candidates}; it must lie between 1 and {MAX_CANDIDATES}")
     if implementation not in (None, "xla", "pallas"):
         raise ValueError(f"implementation = {implementation!r}; it must be None, 'xla' or 'pallas'")
-    return _search(x.reshape(-1, n), k, candidates, implementation == "pallas").reshape(x.shape)
+    flat = _flat_search(candidates, implementation == "pallas")
+    return flat(x.reshape(-1, n), jnp.asarray(k, jnp.int32)).reshape(x.shape)
+
+
+@functools.lru_cache
+def _flat_search(candidates: int, pallas: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The search of [groups, n]. A batch of them is more groups: one axis more in the program would cost time, and
+    jax 0.12 does not end compiling it.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def flat(x: jax.Array, k: jax.Array) -> jax.Array:
+        return _search(x, k, candidates, pallas)
+
+    @flat.def_vmap
+    def _(size: int, batched: list[bool], x: jax.Array, k: jax.Array) -> tuple[jax.Array, bool]:
+        if not batched[1]:
+            return flat(x.reshape(-1, x.shape[-1]), k).reshape(x.shape), True
+        x = x if batched[0] else jnp.broadcast_to(x, (size, *x.shape))
+        return jax.lax.map(lambda pair: flat(*pair), (x, k)), True
+
+    return flat
 
 
 @functools.partial(jax.jit, static_argnames=("candidates", "pallas"))
