@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"models", "data", "parallel"}
 """Domain packages that other domain packages may use."""
-FLOOR = {"errors", "files", "kernels"}
+FLOOR = {"errors", "files", "kernels", "lazy"}
 """What every package may use."""
 TOP = {"recipes", "cli", "runs", "progress", "info", "sweeps"}
 """What stands above the domain packages."""

@@ -3,8 +3,7 @@
 Names are resolved on first use, so that importing this package costs next to nothing.
 """
 
-import importlib
-from typing import Any
+from jaxlab.lazy import lazy_names
 
 _EXPORTS = {
     "loading": ("Model", "load", "describe", "known_models", "register_format", "Description"),
@@ -23,17 +22,4 @@ _EXPORTS = {
     "perplexity": ("Evaluation", "evaluate", "windows"),
     "saving": ("save_hf", "layout_note"),
 }
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_names(__name__, _EXPORTS)

@@ -3,10 +3,10 @@
 Reference: arXiv:2312.17244. Names are resolved on first use, so that importing this package costs next to nothing.
 """
 
-import importlib
-from typing import Any
+from jaxlab.lazy import lazy_names
 
 _EXPORTS = {
+    "factors": ("Factors", "accumulate", "curvature", "init_factors", "mean_factors", "means"),
     "inverse": (
         "Dampings",
         "Inverses",
@@ -43,19 +43,9 @@ _EXPORTS = {
     ),
     "closure": ("close", "closure_gain", "gather_model"),
     "nearest_kronecker": ("KroneckerSum",),
+    "low_rank": ("LowRank",),
+    "config": ("SurgeonConfig",),
+    "surgeon": ("ShotReport", "SurgeonState", "prune", "prune_shot"),
     # Functions named like their modules (`costs`, `update`, `nearest_kronecker`) would hide behind their modules.
 }
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_names(__name__, _EXPORTS)

@@ -3,8 +3,7 @@
 Reference: arXiv:2410.16926. Names are resolved on first use, so that importing this package costs next to nothing.
 """
 
-import importlib
-from typing import Any
+from jaxlab.lazy import lazy_names
 
 _EXPORTS = {
     "jaxlab.kernels.pyramid_index": ("count", "rank", "rank_tables", "unrank"),
@@ -21,17 +20,4 @@ _EXPORTS = {
     "jaxlab.quantization.format": ("bits_on_disk", "load_quantized", "save_quantized"),
     "jaxlab.quantization.exact_search": ("search_exact",),
 }
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_names(__name__, _EXPORTS)

@@ -3,16 +3,12 @@
 import dataclasses
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from killing import run_until_killed
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -20,8 +16,6 @@ from jaxlab.errors import InputError
 from jaxlab.models import forward, load, logits
 from jaxlab.models.validation import layer_shapes
 from jaxlab.recipes import pvq
-
-_MAIN = "import sys; from jaxlab.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -101,22 +95,8 @@ def test_a_finished_run_is_returned_at_once_on_resume(finished, tiny_config):
 def test_a_run_killed_in_the_middle_resumes_to_the_same_model_and_figures(finished, tiny_config, tmp_path):
     _, expected = finished
     out = tmp_path / "killed"
-    options = []
-    for name, value in dataclasses.asdict(tiny_config).items():
-        option = name.replace("_", "-")
-        if not isinstance(value, bool):
-            options.append(f"--{option}={value}")
-        elif not value:  # all flags are on by default
-            options.append(f"--no-{option}")
-    command = [sys.executable, "-c", _MAIN, "run", "pvq", *options, "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     milestone = out / "partial" / "pvq" / "layer-001.safetensors"
-    deadline = time.monotonic() + 240
-    while not milestone.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert process.poll() is None, "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    run_until_killed("pvq", tiny_config, out, milestone)
     assert milestone.exists() and not (out / "summary.json").exists()
     resumed = pvq.run(tiny_config, out=out, resume=True)
     for key, value in expected.items():

@@ -3,23 +3,18 @@
 import dataclasses
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from killing import run_until_killed
 from safetensors.numpy import load_file
 
 from jaxlab.errors import InputError
 from jaxlab.models import forward, load, logits
 from jaxlab.recipes import surgeon
-
-_MAIN = "import sys; from jaxlab.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -120,23 +115,7 @@ def test_a_pruned_model_can_be_pruned_again(finished, config, tmp_path):
 def test_a_run_killed_in_the_middle_resumes_to_the_same_model_and_figures(finished, config, tmp_path):
     _, expected = finished
     out = tmp_path / "killed"
-    options = []
-    for name, value in dataclasses.asdict(config).items():
-        option = name.replace("_", "-")
-        if not isinstance(value, bool):
-            options.append(f"--{option}={value}")
-        elif not value:
-            options.append(f"--no-{option}")
-    command = [sys.executable, "-c", _MAIN, "run", "surgeon", *options, "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if (out / "checkpoints" / "1").exists():
-            break
-        time.sleep(0.005)
-    assert process.poll() is None, "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    run_until_killed("surgeon", config, out, out / "checkpoints" / "1")
     assert not (out / "summary.json").exists()
     resumed = surgeon.run(config, out=out, resume=True)
     for key, value in expected.items():
