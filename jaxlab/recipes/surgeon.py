@@ -29,11 +29,9 @@ from jaxlab.pruning.closure import close, gather_model
 from jaxlab.pruning.config import UNITS, SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
 from jaxlab.pruning.low_rank import LowRank
-from jaxlab.pruning.masks import Lines, linear_parameters, removed_parameters, sparsity_of
+from jaxlab.pruning.masks import Lines, check_pruned, linear_parameters, removed_parameters, sparsity_of
 from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune
 from jaxlab.runs import RunFolder
-
-METHODS = ("surgeon", "k-obd", "l-obd", "magnitude", "sparsegpt", "wanda")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +326,6 @@ class _Exported(NamedTuple):
     closure_parameters: int
     difference: float
     speedup: float
-    reloaded: Model
 
 
 def _export(work: _Work, state: SurgeonState) -> _Exported:
@@ -336,6 +333,7 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
     masks, params, cfg, gained = state.masks, state.params, model.cfg, 0
     by_lines = not config.pruning().elementwise
     layout = config.layout
+    check_pruned(params, masks)
     with work.progress.stage("save and load again"):
         if by_lines:
             before = sum(int(count.sum()) for count in removed_parameters(params, masks).values())
@@ -366,7 +364,7 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
     note = layout_note(layout)
     if note:
         work.progress.note(note)
-    return _Exported(layout, directory, gained, difference, speedup, reloaded)
+    return _Exported(layout, directory, gained, difference, speedup)
 
 
 def _speedup(model: Model, pruned: Model, tokens: jax.Array) -> float:
