@@ -33,7 +33,7 @@ from jaxlab.models.validation import check_params, check_tokens
 Fisher = Literal["empirical", "mc"]
 Products = Literal["float32", "bfloat16"]
 _CHUNK = 512  # positions whose scores over the vocabulary exist at the same time
-_TOKENS_AT_ONCE = 1024
+_TOKENS_AT_ONCE = 512  # twice that is no faster and needs another gigabyte
 
 
 class Factors(NamedTuple):
@@ -151,7 +151,7 @@ def curvature(
     products: Products = "float32",
     progress: Callable[[int], None] = lambda windows: None,
 ) -> Factors:
-    """Factors over many windows of text, about a thousand tokens at a time.
+    """Factors over many windows of text, about five hundred tokens at a time.
 
     Args:
         params: the model, layers stacked.
@@ -178,7 +178,7 @@ def curvature(
 
 
 def batches(windows: Int[Array, "windows context"]) -> Iterator[tuple[Int[Array, "batch context"], int]]:
-    """Batches of about a thousand tokens, and how many windows are done after each.
+    """Batches of about five hundred tokens, and how many windows are done after each.
 
     Raises:
         InputError: there are no windows.
@@ -286,7 +286,8 @@ def _capture(
     dtype = jnp.bfloat16 if isinstance(layers["q"], FastMatrix) else jnp.float32
 
     def columns(x: Float[Array, "batch time size"]) -> Float[Array, "size tokens"]:
-        return (x * counts[..., None]).reshape(-1, x.shape[-1]).T.astype(dtype)
+        x = x if mask is None else x * counts[..., None]
+        return x.reshape(-1, x.shape[-1]).T.astype(dtype)
 
     def inputs(taps: Taps) -> dict[str, Array]:
         found = {}
