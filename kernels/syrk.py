@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _TILE = 512  # smaller products waste more of a CPU or a systolic array than the mirrored half saves
+_PIECES = 3  # of a transposition; few, since each is a round of a loop, but a loop of one round is unrolled
 
 
 def syrk_accumulate(total: jax.Array | None, x: jax.Array, *, implementation: str | None = None) -> jax.Array:
@@ -44,6 +45,29 @@ def syrk_accumulate(total: jax.Array | None, x: jax.Array, *, implementation: st
     else:
         product = _blocked(x)
     return product if total is None else total + product
+
+
+def tokens_last(x: jax.Array) -> jax.Array:
+    """The transpose of x [tokens, n], really there in memory.
+
+    XLA's CPU backend turns a transposition and the product that reads it into one product, which in bfloat16 takes
+    four times as long as both apart; it does not look into a loop.
+    """
+    if x.shape[1] < 2:
+        return x.T
+    return lax.platform_dependent(x, cpu=_transposed_in_pieces, default=jnp.transpose)
+
+
+def _transposed_in_pieces(x: jax.Array) -> jax.Array:
+    tokens, n = x.shape
+    piece = -(-n // _PIECES)
+
+    def one(i: jax.Array, done: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * piece, n - piece)  # the last piece may do again what one before it did
+        part = lax.dynamic_slice_in_dim(x, start, piece, 1)
+        return lax.dynamic_update_slice_in_dim(done, part.T, start, 0)
+
+    return lax.fori_loop(0, -(-n // piece), one, jnp.zeros((n, tokens), x.dtype))
 
 
 @functools.partial(jax.jit, inline=True)

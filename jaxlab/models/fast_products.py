@@ -11,29 +11,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, BFloat16, Float
+from jaxtyping import Array, BFloat16, Float, UInt16
 
 from jaxlab.models.linear import LINEARS, dense, register_linear
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class FastMatrix:
-    """A frozen matrix: products with it have gradients, it has none."""
+    """A frozen matrix: products with it have gradients, it has none.
 
-    weight: BFloat16[Array, "*stack outputs inputs"]
+    It is kept as the bits of its bfloat16 numbers: of a stack in bfloat16 that a loop slices, XLA's CPU backend makes a
+    copy in float32 at every call, which takes longer than the products.
+    """
+
+    bits: UInt16[Array, "*stack outputs inputs"]
+
+    @classmethod
+    def of(cls, weight: Float[Array, "*stack outputs inputs"]) -> "FastMatrix":
+        """Rounded to bfloat16."""
+        return cls(lax.bitcast_convert_type(weight.astype(jnp.bfloat16), jnp.uint16))
+
+    @property
+    def weight(self) -> BFloat16[Array, "*stack outputs inputs"]:
+        """The matrix itself."""
+        return lax.bitcast_convert_type(self.bits, jnp.bfloat16)
 
 
 @jax.jit
 def with_fast_products(layer: dict[str, Any]) -> dict[str, Any]:
     """A block's parameters (or stacked blocks') with every matrix of `LINEARS` as a `FastMatrix`."""
-    return layer | {name: FastMatrix(dense(layer[name]).astype(jnp.bfloat16)) for name in LINEARS}
+    return layer | {name: FastMatrix.of(dense(layer[name])) for name in LINEARS}
 
 
 def fast_head(params: dict[str, Any]) -> FastMatrix:
     """The matrix that makes scores of hidden states: the head, or the embedding where they are one."""
     head = params["head"] if "head" in params else params["embed"]
-    return FastMatrix(dense(head).astype(jnp.bfloat16))
+    return FastMatrix.of(dense(head))
 
 
 def fast_transposed_product(

@@ -54,6 +54,11 @@ def dense(leaf: Any) -> Float[Array, "outputs inputs"]:
     return jnp.asarray(leaf) if rule is None else rule.dense(leaf)
 
 
+def matrix_shape(leaf: Any) -> tuple[int, ...]:
+    """Shape of the matrix, or stack of matrices, that `leaf` stands for."""
+    return jax.eval_shape(dense, leaf).shape
+
+
 def register_linear(cls: type, apply: Callable[[Array, Any], Array], dense: Callable[[Any], Array]) -> None:
     """Let instances of `cls` (and of its subclasses) stand where a weight matrix can.
 

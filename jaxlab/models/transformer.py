@@ -231,30 +231,51 @@ def run_layers(
         The residual stream, the cache, and what was collected: stacked along a leading layer axis for stacked
         layers, a tuple for a tuple of layers.
     """
-    _, windows = layer_geometry(cfg)
     if positions is None:
         positions = default_positions(hidden.shape[0], hidden.shape[1], cache)
-    # Outside of the scan, where XLA cannot fuse the cosines into every head's rotation and repeat them there.
-    frequencies, kinds = frequency_table(cfg)
-    cos, sin = jax.vmap(rotary_factors, in_axes=(0, None))(jnp.asarray(frequencies), positions)
-    everywhere_global = all(window is None for window in cfg.layer_windows)
+    run = block_by_index(cfg, positions, segment_ids)
 
     def step(carry: tuple[Array, Cache | None], inputs: tuple) -> tuple[tuple[Array, Cache | None], Any]:
-        layer, window, kind, index = inputs
-        rope = (cos[0], sin[0]) if len(frequencies) == 1 else (cos[kind], sin[kind])
-        window = None if everywhere_global else window
-        hidden, cache, taps = _block(layer, cfg, carry[0], rope, window, segment_ids, carry[1], index)
+        layer, index = inputs
+        hidden, cache, taps = run(layer, carry[0], index, carry[1])
         return (hidden, cache), collect(taps)
 
     layers, carry = params["layers"], (hidden, cache)
     if isinstance(layers, tuple):
         collected = []
         for index, layer in enumerate(layers):
-            carry, kept = step(carry, (layer, windows[index], kinds[index], index))
+            carry, kept = step(carry, (layer, index))
             collected.append(kept)
         return *carry, tuple(collected)
-    carry, kept = lax.scan(step, carry, (layers, windows, kinds, jnp.arange(cfg.num_layers)))
+    carry, kept = lax.scan(step, carry, (layers, jnp.arange(cfg.num_layers)))
     return *carry, kept
+
+
+def block_by_index(
+    cfg: ModelConfig,
+    positions: Int[Array, "batch time"],
+    segment_ids: Int[Array, "batch time"] | None = None,
+) -> Callable[..., tuple[Float[Array, "batch time hidden"], Cache | None, Taps]]:
+    """`block` of any layer, with the rotary factors of all layers computed once: outside of a loop over the layers,
+    where XLA cannot fuse the cosines into every head's rotation and repeat them there.
+
+    Returns:
+        (layer, hidden, index of the layer, cache or None) -> what `block` returns.
+    """
+    _, windows = layer_geometry(cfg)
+    frequencies, kind_of_layer = frequency_table(cfg)
+    cos, sin = jax.vmap(rotary_factors, in_axes=(0, None))(jnp.asarray(frequencies), positions)
+    kinds = jnp.asarray(kind_of_layer)
+    everywhere_global = all(window is None for window in cfg.layer_windows)
+
+    def run(
+        layer: dict[str, Any], hidden: Array, index: int | Array, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None, Taps]:
+        rope = (cos[0], sin[0]) if len(frequencies) == 1 else (cos[kinds[index]], sin[kinds[index]])
+        window = None if everywhere_global else windows[index]
+        return _block(layer, cfg, hidden, rope, window, segment_ids, cache, index)
+
+    return run
 
 
 def rms_norm(

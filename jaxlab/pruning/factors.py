@@ -16,22 +16,27 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
-from jaxlab.kernels.syrk import syrk_accumulate
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.draws import draw
-from jaxlab.models.fast_products import (
-    FastMatrix,
-    fast_head,
-    fast_transposed_product,
-    with_fast_products,
+from jaxlab.models.fast_products import FastMatrix, fast_head, with_fast_products
+from jaxlab.models.linear import LINEARS, linear, matrix_shape
+from jaxlab.models.taps import (
+    Carry,
+    Kept,
+    Precision,
+    add_to_layer,
+    columns,
+    outer_sum,
+    run_and_keep,
+    sweep_back,
 )
-from jaxlab.models.linear import LINEARS, linear
-from jaxlab.models.taps import Kept, Tapped
-from jaxlab.models.transformer import INPUT_SITES, SITE_OF, Taps, embed, rms_norm, run_layers
+from jaxlab.models.transformer import INPUT_SITES, SITE_OF, Taps, rms_norm
 from jaxlab.models.validation import check_params, check_tokens
 
 Fisher = Literal["empirical", "mc"]
 Products = Literal["float32", "bfloat16"]
+Shown = list[dict[str, Array]]
+"""By backward pass and matrix; see `Tapped`."""
 _CHUNK = 512  # positions whose scores over the vocabulary exist at the same time
 _TOKENS_AT_ONCE = 512  # twice that is no faster and needs another gigabyte
 
@@ -73,7 +78,7 @@ def init_factors(params: dict[str, Any]) -> Factors:
         raise InputError("params['layers'] is a tuple; curvature needs stacked layers (stack_layers)")
     A, G = {}, {}
     for name in LINEARS:
-        layers, rows, columns = params["layers"][name].shape
+        layers, rows, columns = matrix_shape(params["layers"][name])
         bias = f"{name}_bias" in params["layers"]
         A[SITE_OF[name]] = jnp.zeros((layers, columns + bias, columns + bias))
         G[name] = jnp.zeros((layers, rows, rows))
@@ -110,7 +115,6 @@ def accumulate(
     draws: int = 1,
     key: jax.Array | None = None,
     products: Products = "float32",
-    keep_tokens: bool | None = None,
 ) -> Factors:
     """Adds the factors of a batch of sequences: one forward pass, and one backward pass a draw.
 
@@ -126,18 +130,13 @@ def accumulate(
         key: with "mc", PRNG key.
         products: in what matrix products are taken ("bfloat16": rounded factors, sums in float32; see
             `jaxlab.models.fast_products`). The loss is that of the forward pass in the same products, to the bit.
-        keep_tokens: take the gradients of all tokens out of the backward pass and multiply them in a program of their
-            own, or (False, and no mask) multiply them inside, where they never exist for more than one layer. None:
-            True on CPU, where XLA multiplies faster so, and with a mask, else False.
 
     Raises:
         InputError: a shape, range or dtype is wrong, or "mc" without a key.
     """
     check_params(params, cfg)
     model = _prepared(params, products)
-    return _accumulate(
-        model, cfg, tokens, factors, mask, _checked_key(fisher, draws, key), draws, keep_tokens
-    )
+    return _accumulate(model, cfg, tokens, factors, mask, _checked_key(fisher, draws, key), draws)
 
 
 def curvature(
@@ -171,7 +170,7 @@ def curvature(
     key = _checked_key(fisher, draws, key)
     for part, done in batches(windows):
         here = None if key is None else jax.random.fold_in(key, done)
-        factors = _accumulate(model, cfg, part, factors, None, here, draws, None)
+        factors = _accumulate(model, cfg, part, factors, None, here, draws)
         jax.block_until_ready(factors.token_count)
         progress(done)
     return factors
@@ -208,8 +207,7 @@ def token_taps(
     """
     check_params(params, cfg)
     _check_tokens(tokens, cfg, None)
-    captured = _capture(_prepared(params, products), cfg, jnp.asarray(tokens), None, None, 1, "tokens")
-    return TokenTaps(captured.inputs, captured.gradients[0], captured.losses)
+    return _token_taps(_prepared(params, products), cfg, jnp.asarray(tokens))
 
 
 class _Prepared(NamedTuple):
@@ -217,14 +215,6 @@ class _Prepared(NamedTuple):
 
     params: dict[str, Any]
     head: Any
-
-
-class _Captured(NamedTuple):
-    inputs: dict[str, Array]
-    gradients: list[dict[str, Array]]
-    token_count: Array
-    losses: Array
-    predictions: Array
 
 
 def _prepared(params: dict[str, Any], products: Products) -> _Prepared:
@@ -258,20 +248,72 @@ def _accumulate(
     mask: Array | None,
     key: jax.Array | None,
     draws: int,
-    keep_tokens: bool | None,
 ) -> Factors:
     _check_tokens(tokens, cfg, mask)
-    if keep_tokens is None:
-        keep_tokens = jax.default_backend() == "cpu" or mask is not None
-    if mask is not None and not keep_tokens:
-        raise InputError("keep_tokens is False, which takes no mask: leave it None")
-    kept: Kept = "tokens" if keep_tokens else "moment"
-    captured = _capture(model, cfg, jnp.asarray(tokens), mask, key, draws, kept)
-    return _add(factors, captured, tokens.shape[1] - 1, kept)
+    return _add(factors, model, cfg, jnp.asarray(tokens), mask, key, draws)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "draws", "kept"))
-def _capture(
+@functools.partial(jax.jit, static_argnames=("cfg", "draws"), donate_argnums=0)
+def _add(
+    factors: Factors,
+    model: _Prepared,
+    cfg: ModelConfig,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"] | None,
+    key: jax.Array | None,
+    draws: int,
+) -> Factors:
+    # Gradients are those of the loss summed over a sequence's predictions; the factors want those of the mean.
+    scale = 1 / ((tokens.shape[1] - 1) ** 2 * draws)
+
+    def visit(
+        sums: tuple[dict[str, Array], dict[str, Array]], index: Array, inputs: dict[str, Array], shown: Shown
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        A, G = sums
+        A = {site: add_to_layer(total, index, outer_sum(inputs[site])) for site, total in A.items()}
+        for moments in shown:
+            G = {name: add_to_layer(total, index, scale * moments[name]) for name, total in G.items()}
+        return A, G
+
+    (A, G), found = _sweep(model, cfg, tokens, mask, key, draws, "moment", visit, (factors.A, factors.G))
+    return Factors(
+        A,
+        G,
+        factors.token_count + found.token_count,
+        factors.loss + jnp.sum(found.losses),
+        factors.predictions + found.predictions,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _token_taps(model: _Prepared, cfg: ModelConfig, tokens: Int[Array, "batch time"]) -> TokenTaps:
+    def visit(
+        stacks: tuple[dict[str, Array], dict[str, Array]],
+        index: Array,
+        inputs: dict[str, Array],
+        shown: Shown,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        a, g = stacks
+        a = {site: add_to_layer(stack, index, inputs[site]) for site, stack in a.items()}
+        return a, {name: add_to_layer(stack, index, shown[0][name]) for name, stack in g.items()}
+
+    shapes = jax.eval_shape(init_factors, model.params)
+    precision = _precision(model)
+    a, g = (
+        {name: jnp.zeros((*moment.shape[:2], tokens.size), precision) for name, moment in of.items()}
+        for of in (shapes.A, shapes.G)
+    )
+    (inputs, gradients), found = _sweep(model, cfg, tokens, None, None, 1, "tokens", visit, (a, g))
+    return TokenTaps(inputs, gradients, found.losses)
+
+
+class _Found(NamedTuple):
+    token_count: Array
+    losses: Array
+    predictions: Array
+
+
+def _sweep(
     model: _Prepared,
     cfg: ModelConfig,
     tokens: Int[Array, "batch time"],
@@ -279,45 +321,37 @@ def _capture(
     key: jax.Array | None,
     draws: int,
     kept: Kept,
-) -> _Captured:
-    layers = model.params["layers"]
+    visit: Callable[[Carry, Array, dict[str, Array], Shown], Carry],
+    carry: Carry,
+) -> tuple[Carry, _Found]:
+    """Forward, then `sweep_back`; `visit` gets the inputs of each site with their constants, tokens last."""
+    params, precision = model.params, _precision(model)
     counts = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask, bool)
     scored = counts[:, :-1] & counts[:, 1:]
-    dtype = jnp.bfloat16 if isinstance(layers["q"], FastMatrix) else jnp.float32
 
-    def columns(x: Float[Array, "batch time size"]) -> Float[Array, "size tokens"]:
-        x = x if mask is None else x * counts[..., None]
-        return x.reshape(-1, x.shape[-1]).T.astype(dtype)
-
-    def inputs(taps: Taps) -> dict[str, Array]:
-        found = {}
+    def with_inputs(carry: Carry, index: Array, taps: Taps, shown: Shown) -> Carry:
+        inputs = {}
         for site, x in taps.items():
-            if f"{INPUT_SITES[site][0]}_bias" in layers:
+            if f"{INPUT_SITES[site][0]}_bias" in params["layers"]:
                 x = jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], axis=-1)
-            found[site] = columns(x) if kept == "tokens" else syrk_accumulate(None, columns(x))
-        return found
+            inputs[site] = columns(x if mask is None else x * counts[..., None], precision)
+        return visit(carry, index, inputs, shown)
 
-    def hidden_states(dummies: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        tapped = {name: Tapped(layers[name], dummies[name], kept) for name in LINEARS}
-        params = model.params | {"layers": layers | tapped}
-        hidden, _, found = run_layers(params, cfg, embed(params, cfg, tokens), collect=inputs)
-        return rms_norm(hidden, params["final_norm"], cfg), found
-
-    dummies = {}
-    for name in LINEARS:
-        count, rows = _matrix(layers[name]).shape[:2]
-        size, of = (tokens.size, dtype) if kept == "tokens" else (rows, jnp.float32)
-        dummies[name] = jnp.zeros((count, rows, size), of)
-    hidden, pull_back, found = jax.vjp(hidden_states, dummies, has_aux=True)
+    last, states = run_and_keep(params, cfg, tokens)
+    hidden, norm_back = jax.vjp(lambda last: rms_norm(last, params["final_norm"], cfg), last)
     losses, cotangents = _loss(model.head, hidden, tokens, scored, key, draws)
-    gradients = [pull_back(cotangent)[0] for cotangent in cotangents]
-    if mask is not None:
-        gradients = [
-            {name: g * counts.reshape(-1).astype(dtype) for name, g in one.items()} for one in gradients
-        ]
-    return _Captured(
-        found, gradients, jnp.sum(counts, dtype=jnp.float32), losses, jnp.sum(scored, dtype=jnp.float32)
+    carry = sweep_back(
+        params,
+        cfg,
+        states,
+        [norm_back(cotangent)[0] for cotangent in cotangents],
+        with_inputs,
+        carry,
+        kept=kept,
+        precision=precision,
+        counted=mask if mask is None else counts,
     )
+    return carry, _Found(jnp.sum(counts, dtype=jnp.float32), losses, jnp.sum(scored, dtype=jnp.float32))
 
 
 def _loss(
@@ -363,39 +397,5 @@ def _loss(
     return losses, [jnp.pad(g, ((0, 0), (0, 1), (0, 0))) for g in whole]
 
 
-@functools.partial(jax.jit, static_argnames=("predictions", "kept"), donate_argnums=0)
-def _add(factors: Factors, captured: _Captured, predictions: int, kept: Kept) -> Factors:
-    """Gradients were those of the loss summed over `predictions` positions; the factors want those of the mean."""
-    draws = len(captured.gradients)
-    scale = 1 / (predictions**2 * draws)
-
-    def moments(total: Array, new: Array, scale: float = 1.0) -> Array:
-        if kept == "moment":
-            return total + scale * new
-
-        # A loop that writes into the donated array: a map would allocate and fill another gigabyte every time.
-        def add(layer: Array, total: Array) -> Array:
-            x = lax.dynamic_index_in_dim(new, layer, keepdims=False)
-            # In bfloat16 mirroring one half costs more than computing it.
-            fast = x.dtype == jnp.bfloat16
-            product = scale * (fast_transposed_product(x, x) if fast else syrk_accumulate(None, x))
-            here = lax.dynamic_index_in_dim(total, layer, keepdims=False)
-            return lax.dynamic_update_index_in_dim(total, here + product, layer, 0)
-
-        return lax.fori_loop(0, len(total), add, total)
-
-    A = {site: moments(total, captured.inputs[site]) for site, total in factors.A.items()}
-    G = factors.G
-    for gradients in captured.gradients:
-        G = {name: moments(total, gradients[name], scale) for name, total in G.items()}
-    return Factors(
-        A,
-        G,
-        factors.token_count + captured.token_count,
-        factors.loss + jnp.sum(captured.losses),
-        factors.predictions + captured.predictions,
-    )
-
-
-def _matrix(leaf: Any) -> Array:
-    return leaf.weight if isinstance(leaf, FastMatrix) else leaf
+def _precision(model: _Prepared) -> Precision:
+    return "bfloat16" if isinstance(model.params["layers"]["q"], FastMatrix) else "float32"

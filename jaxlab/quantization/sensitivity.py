@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlab.kernels.block_feedback import inverse_cholesky
 from jaxlab.models.config import ModelConfig
@@ -23,12 +23,12 @@ from jaxlab.models.fast_products import FastMatrix, fast_head, fast_transposed_p
 from jaxlab.models.linear import LINEARS, dense, linear
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
-from jaxlab.models.taps import Tapped
-from jaxlab.models.transformer import SITE_OF, embed, forward
+from jaxlab.models.taps import add_to_layer, run_and_keep, sweep_back
+from jaxlab.models.transformer import SITE_OF, embed, rms_norm
 from jaxlab.quantization.activations import block_inputs, second_moment
 from jaxlab.quantization.rotation import random_signs, rotate_hessian
 
-_TOKENS_AT_ONCE = 1024
+_TOKENS_AT_ONCE = 512
 
 
 class Sensitivity(NamedTuple):
@@ -60,14 +60,13 @@ def sensitivity(
       progress: called with the number of windows done.
     """
     batch = max(1, _TOKENS_AT_ONCE // tokens.shape[1])
-    fast = _fast_model(params)
+    fast, head = params | {"layers": with_fast_products(params["layers"])}, fast_head(params)
     shapes = {name: params["layers"][name].shape[:2] for name in LINEARS}
     outputs = {name: jnp.zeros((layers, rows, rows)) for name, (layers, rows) in shapes.items()}
     squares: list[dict[str, Array]] = []
     for start in range(0, len(tokens), batch):
         windows = jnp.asarray(tokens[start : start + batch])
-        gradients = _gradients(params, fast, cfg, windows, jax.random.fold_in(key, start))
-        outputs, square = _accumulate(outputs, gradients)
+        outputs, square = _add(outputs, fast, head, cfg, windows, jax.random.fold_in(key, start))
         squares.append(jax.block_until_ready(square))
         progress(start + len(windows))
     count = tokens.shape[0] * tokens.shape[1]
@@ -78,56 +77,46 @@ def sensitivity(
     )
 
 
-class _Fast(NamedTuple):
-    """Copies of the matrices whose products are in bfloat16."""
-
-    layers: dict[str, Any]
-    head: FastMatrix
-
-
-def _fast_model(params: dict[str, Any]) -> _Fast:
-    return _Fast(with_fast_products(params["layers"]), fast_head(params))
-
-
-@functools.partial(jax.jit, static_argnames="cfg")
-def _gradients(
+@functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
+def _add(
+    outputs: dict[str, Float[Array, "layers rows rows"]],
     params: dict[str, Any],
-    fast: _Fast,
+    head: FastMatrix,
     cfg: ModelConfig,
     windows: Int[Array, "batch context"],
     key: jax.Array,
-) -> dict[str, BFloat16[Array, "layers rows tokens"]]:
-    def log_likelihood(taps: dict[str, Array]) -> Array:
-        tapped = {name: Tapped(fast.layers[name], taps[name]) for name in LINEARS}
-        hidden = forward({**params, "layers": {**fast.layers, **tapped}}, cfg, windows).hidden
-        scores = linear(hidden, fast.head).astype(jnp.float32)
-        log_p = jax.nn.log_softmax(scores)
+) -> tuple[dict[str, Array], dict[str, Float[Array, "layers tokens"]]]:
+    """Adds to the sums of g g^T / ||g||; also ||g||^2 of each token."""
+    last, states = run_and_keep(params, cfg, windows)
+
+    def log_likelihood(last: Array) -> Array:
+        log_p = jax.nn.log_softmax(
+            linear(rms_norm(last, params["final_norm"], cfg), head).astype(jnp.float32)
+        )
         label = draw(key, jax.lax.stop_gradient(jnp.exp(log_p)))
         return jnp.sum(jnp.take_along_axis(log_p, label[..., None], axis=-1))
 
-    zeros = {
-        name: jnp.zeros((*params["layers"][name].shape[:2], windows.size), jnp.bfloat16) for name in LINEARS
-    }
-    return jax.grad(log_likelihood)(zeros)
+    def visit(
+        sums: tuple[dict[str, Array], dict[str, Array]],
+        index: Array,
+        inputs: dict[str, Array],
+        shown: list[dict[str, Array]],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        del inputs
+        outputs, squares = dict(sums[0]), dict(sums[1])
+        for name, gradients in shown[0].items():
+            wide = gradients.astype(jnp.float32)
+            square = jnp.sum(wide * wide, axis=0)
+            scaled = wide * jax.lax.rsqrt(jnp.sqrt(square) + 1e-30)
+            outputs[name] = add_to_layer(outputs[name], index, fast_transposed_product(scaled, scaled))
+            squares[name] = add_to_layer(squares[name], index, square)
+        return outputs, squares
 
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _accumulate(
-    outputs: dict[str, Array], gradients: dict[str, Array]
-) -> tuple[dict[str, Array], dict[str, Float[Array, "layers tokens"]]]:
-    """Adds to the sums of g g^T / ||g||; also ||g||^2 of each token."""
-
-    def one(layer: tuple[Array, Array]) -> tuple[Array, Array]:
-        total, gradient = layer
-        wide = gradient.astype(jnp.float32)
-        square = jnp.sum(wide * wide, axis=0)
-        scaled = wide * jax.lax.rsqrt(jnp.sqrt(square) + 1e-30)
-        return total + fast_transposed_product(scaled, scaled), square
-
-    done = {name: jax.lax.map(one, (outputs[name], gradients[name])) for name in LINEARS}
-    return {name: total for name, (total, _) in done.items()}, {
-        name: square for name, (_, square) in done.items()
-    }
+    squares = {name: jnp.zeros((len(total), windows.size)) for name, total in outputs.items()}
+    cotangent = jax.grad(log_likelihood)(last)
+    return sweep_back(
+        params, cfg, states, [cotangent], visit, (outputs, squares), kept="tokens", precision="bfloat16"
+    )
 
 
 def token_weights(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowering import holds_kernel
 
-from jaxlab.kernels.syrk import syrk_accumulate
+from jaxlab.kernels.syrk import syrk_accumulate, tokens_last
 
 
 def draw(n, tokens, seed=0):
@@ -81,3 +81,17 @@ def test_the_kernel_lowers_for_accelerators(dtype, platform):
 def test_bad_input_is_refused(total, x, options, message):
     with pytest.raises(ValueError, match=message):
         syrk_accumulate(total, x, **options)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 2), (6, 7), (1, 4), (16, 193)])
+def test_tokens_last_is_the_transpose(shape):
+    x = jnp.arange(float(np.prod(shape))).reshape(shape)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for one in (tokens_last, jax.jit(tokens_last)):
+            found = one(x.astype(dtype))
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, x.astype(dtype).T)
+    several = jnp.stack([x, 2 * x])
+    np.testing.assert_array_equal(jax.vmap(tokens_last)(several), several.swapaxes(1, 2))
+    gradient = jax.jacobian(tokens_last)(x)
+    np.testing.assert_array_equal(gradient, jax.jacobian(jnp.transpose)(x))

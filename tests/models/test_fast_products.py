@@ -20,7 +20,7 @@ def relative(found, expected):
 
 def test_products_and_gradients_are_those_of_float32_up_to_rounding():
     x, w = matrices()
-    fast = FastMatrix(w.astype(jnp.bfloat16))
+    fast = FastMatrix.of(w)
     apply = jax.jit(lambda x, leaf: linear(x, leaf))
     assert 1e-5 < relative(apply(x, fast), linear(x, w)) < 0.005
     for one in (linear(x, fast), jax.vmap(linear, (0, None))(x, fast)):
@@ -32,7 +32,7 @@ def test_products_and_gradients_are_those_of_float32_up_to_rounding():
 def test_factors_that_bfloat16_holds_exactly_give_exact_products():
     x = jnp.arange(-8.0, 8.0).reshape(2, 8)
     w = jnp.arange(24.0).reshape(3, 8)
-    np.testing.assert_array_equal(linear(x, FastMatrix(w.astype(jnp.bfloat16))), x @ w.T)
+    np.testing.assert_array_equal(linear(x, FastMatrix.of(w)), x @ w.T)
     np.testing.assert_array_equal(fast_transposed_product(x, w), x @ w.T)
 
 

@@ -71,12 +71,11 @@ def assert_close(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("keep_tokens", [True, False])
-def test_equal_sums_over_explicit_gradients_of_every_token(family, keep_tokens):
+def test_equal_sums_over_explicit_gradients_of_every_token(family):
     params, cfg = toy(family)
     factors = init_factors(params)
     for row in TOKENS:  # two batches of one sequence
-        factors = accumulate(params, cfg, row[None], factors, keep_tokens=keep_tokens)
+        factors = accumulate(params, cfg, row[None], factors)
     A, G = means(factors)
     expected_A, expected_G = explicit_means(params, cfg, jnp.asarray(TOKENS))
     assert_close(A, expected_A, 1e-5)
@@ -88,9 +87,8 @@ def test_the_loss_is_that_of_the_model_to_the_bit():
     params, cfg = toy()
     taps = token_taps(params, cfg, TOKENS)
     np.testing.assert_array_equal(taps.losses, -token_logprobs(params, cfg, jnp.asarray(TOKENS)))
-    for keep_tokens in (True, False):
-        factors = accumulate(params, cfg, TOKENS, init_factors(params), keep_tokens=keep_tokens)
-        np.testing.assert_allclose(factors.loss, taps.losses.sum(), rtol=1e-6)
+    factors = accumulate(params, cfg, TOKENS, init_factors(params))
+    np.testing.assert_allclose(factors.loss, taps.losses.sum(), rtol=1e-6)
     fast = params | {"layers": with_fast_products(params["layers"])}
     taps = token_taps(params, cfg, TOKENS, products="bfloat16")
     _, _, plain = run_layers(fast, cfg, embed(params, cfg, jnp.asarray(TOKENS)), collect=lambda taps: taps)
@@ -164,7 +162,6 @@ def test_sampled_labels_have_a_backward_pass_each_and_average_to_the_fisher_info
         ({"draws": 0}, "draws is 0"),
         ({"products": "float16"}, "products is 'float16'"),
         ({"mask": jnp.ones((2, 9), bool)}, "mask has shape"),
-        ({"mask": jnp.ones((2, 10), bool), "keep_tokens": False}, "keep_tokens is False"),
     ],
 )
 def test_bad_input_is_refused(change, message):
