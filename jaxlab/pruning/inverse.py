@@ -176,7 +176,10 @@ def _stacked_inverse(
     if alive.shape != factors.shape[:2]:
         raise InputError(f"the mask of {letter} has shape {alive.shape}; it must be {factors.shape[:2]}")
     dampings = jnp.broadcast_to(jnp.asarray(damping, factors.dtype), factors.shape[:1])
-    return jax.lax.map(lambda layer: damped_inverse(*layer), (factors, alive, dampings))
+    # Several layers at a time, so that small factorisations of one run beside products of another.
+    return jax.lax.scan(
+        lambda _, layer: (None, damped_inverse(*layer)), None, (factors, alive, dampings), unroll=2
+    )[1]
 
 
 _stacked_inverse_jit = jax.jit(_stacked_inverse, static_argnames="letter")
@@ -196,14 +199,14 @@ def _robust_inverse(
         raise InputError(f"{argument} is {damping}; it must be at least 0")
     if factors is None:
         return None, None
+    inverses = _stacked_inverse_jit(factors, alive, damping, letter=letter)
+    used = np.full(len(factors), float(damping))
+    failed = _layers_not_finite(inverses)
     for layer in _layers_not_finite(factors):
         raise InputError(
             f"the factor {letter} of {name}, layer {layer}, is not finite: look for overflow in the model's "
             "activations or gradients on the calibration text, or accumulate in float32"
         )
-    inverses = _stacked_inverse_jit(factors, alive, damping, letter=letter)
-    used = np.full(len(factors), float(damping))
-    failed = _layers_not_finite(inverses)
     for _ in range(ESCALATIONS if damping > 0 else 0):
         if not failed:
             break

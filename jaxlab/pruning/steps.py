@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
+from jaxlab.models.transformer import SITE_OF
 from jaxlab.pruning.config import UNITS, SurgeonConfig
 from jaxlab.pruning.costs import (
     METHODS,
@@ -41,8 +42,6 @@ from jaxlab.pruning.masks import (
 from jaxlab.pruning.threshold import element_threshold, group_threshold, structured_threshold, unit_threshold
 from jaxlab.pruning.update import update
 
-_BOUND_STEP = 64  # sizes of systems are multiples of this, so that few programs are compiled
-
 
 class Step(NamedTuple):
     """What a step leaves behind."""
@@ -68,8 +67,9 @@ def prune_lines(
     """Rows and columns: costs, one threshold, updates."""
     layers = params["layers"]
     matrices, damping, found = {}, {}, {}
+    shared = _Shared(config, factors)
     for name in LINEARS:
-        matrices[name], damping[name] = _matrix(layers, name, config, factors)
+        matrices[name], damping[name] = shared.matrix(layers, name)
         found[name] = _line_costs(matrices[name], structure=config.structure)
         matrices[name] = matrices[name]._replace(A=None, G=None)  # only costs look at them
     rows = {name: one.rows for name, one in found.items() if one.rows is not None}
@@ -102,8 +102,9 @@ def prune_elements(
     """Single weights, or n of m: costs, thresholds, updates."""
     layers = params["layers"]
     matrices, damping, found = {}, {}, {}
+    shared = _Shared(config, factors)
     for name in LINEARS:
-        matrices[name], damping[name] = _matrix(layers, name, config, factors)
+        matrices[name], damping[name] = shared.matrix(layers, name)
         width = masks[name].shape[-1]
         found[name] = _element_costs(matrices[name], wanda=config.method == "wanda")[..., :width]
         matrices[name] = matrices[name]._replace(A=None, G=None)  # only costs look at them
@@ -182,9 +183,10 @@ def prune_units(
     kinds = UNITS[config.structure]
     reader = {"mlp": "down", "kv": "o"}
     matrices, damping, found = {}, {}, {}
+    shared = _Shared(config, factors)
     for kind in kinds:
         name = reader[kind]
-        matrices[kind], damping[name] = _matrix(layers, name, config, factors)
+        matrices[kind], damping[name] = shared.matrix(layers, name)
         groups = cfg.mlp_size if kind == "mlp" else cfg.num_kv_heads
         found[kind] = _unit_costs(matrices[kind], groups, masks[name].columns.shape[-1] // groups)
     check_finite(found)
@@ -209,25 +211,54 @@ def prune_units(
     return Step(layers, joined, float(threshold), damping)
 
 
-def _matrix(
-    layers: dict[str, Any], name: str, config: SurgeonConfig, factors: Factors | None
-) -> tuple[_Matrix, tuple[float, float]]:
-    """What costs and updates of a matrix use by the method, and the largest damping that was needed."""
-    weight = augmented(layers, name)
-    A, G = (None, None) if factors is None else mean_factors(factors, name)
-    if config.method == "wanda":
-        return _Matrix(weight, A, None, None), (0.0, 0.0)
-    method = cast(Method, config.method)
-    needs = METHODS[method]
-    inverses, used = None, (0.0, 0.0)
-    if needs.updates and A is not None:
-        G = G if needs.G == "full" else None
-        alive_rows, alive_columns = _alive(weight, A, G)
-        inverses, damping = robust_inverse_factors(
-            A, G, alive_columns, alive_rows, damp_a=config.damp_a, damp_g=config.damp_g, name=name
-        )
-        used = _largest(damping.A), _largest(damping.G)
-    return _Matrix(weight, *cost_model(method, A, G, inverses)), used
+class _Shared:
+    """Factors and inverses on the inputs' side, kept for the next matrix that reads the same input."""
+
+    def __init__(self, config: SurgeonConfig, factors: Factors | None) -> None:
+        self._config, self._factors = config, factors
+        self._site: str | None = None
+        self._A: Array | None = None
+        self._inverse: tuple[np.ndarray, Array | None, np.ndarray | None] | None = None
+
+    def matrix(self, layers: dict[str, Any], name: str) -> tuple[_Matrix, tuple[float, float]]:
+        """What costs and updates of a matrix use by the method, and the largest damping that was needed."""
+        weight, config = augmented(layers, name), self._config
+        A, G = (None, None) if self._factors is None else self._means(self._factors, name)
+        if config.method == "wanda":
+            return _Matrix(weight, A, None, None), (0.0, 0.0)
+        method = cast(Method, config.method)
+        needs = METHODS[method]
+        inverses, used = None, (0.0, 0.0)
+        if needs.updates and A is not None:
+            G = G if needs.G == "full" else None
+            alive_rows, alive_columns = _alive(weight, A, G)
+            inverse_A, damping_A = self._inverse_of_inputs(A, alive_columns, alive_rows, name)
+            of_G, damping = robust_inverse_factors(
+                None, G, alive_columns, alive_rows, damp_a=config.damp_a, damp_g=config.damp_g, name=name
+            )
+            inverses = Inverses(inverse_A, of_G.G)
+            used = _largest(damping_A), _largest(damping.G)
+        return _Matrix(weight, *cost_model(method, A, G, inverses)), used
+
+    def _means(self, factors: Factors, name: str) -> tuple[Array, Array]:
+        if SITE_OF[name] != self._site:
+            self._site, self._inverse = SITE_OF[name], None
+            self._A, G = mean_factors(factors, name)
+            return self._A, G
+        assert self._A is not None
+        return self._A, mean_factors(factors, name)[1]
+
+    def _inverse_of_inputs(
+        self, A: Array, alive_columns: Array, alive_rows: Array, name: str
+    ) -> tuple[Array | None, np.ndarray | None]:
+        """As the matrix before had it, where the same columns are alive."""
+        alive = np.asarray(alive_columns)
+        if self._inverse is None or not np.array_equal(self._inverse[0], alive):
+            found, damping = robust_inverse_factors(
+                A, None, alive_columns, alive_rows, damp_a=self._config.damp_a, damp_g=0.0, name=name
+            )
+            self._inverse = alive, found.A, damping.A
+        return self._inverse[1:]
 
 
 def _largest(damping: np.ndarray | None) -> float:
@@ -274,16 +305,7 @@ def _unit_costs(matrix: _Matrix, groups: int, width: int) -> Float[Array, "layer
 def _lines_removed(
     matrix: _Matrix, mask: Lines, config: SurgeonConfig, joint: Literal["exact", "sum"]
 ) -> Float[Array, "layers rows columns"]:
-    """The updated matrices; systems are made as large as the layer with the most new pruned lines needs."""
-    bounds: list[int | None] = [None, None]
-    if matrix.inverses is not None:
-        for axis, (lines, inverse) in enumerate(
-            ((mask.rows, matrix.inverses.G), (mask.columns, matrix.inverses.A))
-        ):
-            if inverse is not None:
-                alive = jnp.diagonal(inverse, axis1=1, axis2=2) > 0
-                most = int(jnp.max(jnp.sum(lines & alive, axis=1)))
-                bounds[axis] = max(1, -(-most // _BOUND_STEP)) * _BOUND_STEP
+    """The updated matrices."""
     return _update_lines(
         matrix,
         mask,
@@ -291,14 +313,10 @@ def _lines_removed(
         joint=joint,
         max_correlate=config.max_correlate,
         add_update=config.add_update,
-        row_bound=bounds[0],
-        column_bound=bounds[1],
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("joint", "max_correlate", "add_update", "row_bound", "column_bound")
-)
+@functools.partial(jax.jit, static_argnames=("joint", "max_correlate", "add_update"))
 def _update_lines(
     matrix: _Matrix, mask: Lines, update_scale: float, **static: Any
 ) -> Float[Array, "layers rows columns"]:

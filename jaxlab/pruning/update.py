@@ -5,6 +5,7 @@ columns c dW = -W[:,c] (A^-1[c,c])^-1 A^-1[c,:]; for both together the optimum i
 Reference: arXiv:2312.17244, section 3.4 (correlated updates), equations of the structured case.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -14,6 +15,9 @@ from jaxtyping import Array, Bool, Float
 from jaxlab.errors import InputError
 from jaxlab.pruning.inverse import Inverses
 from jaxlab.pruning.masked_algebra import block, cholesky, product, solve_cholesky
+
+_SMALLEST_SYSTEM = 64
+_GROWTH = 3  # of the sizes of systems
 
 
 def update(
@@ -26,8 +30,6 @@ def update(
     max_correlate: int = 0,
     add_update: bool = True,
     update_scale: float = 1.0,
-    row_bound: int | None = None,
-    column_bound: int | None = None,
 ) -> Float[Array, "rows columns"]:
     """Removes rows and columns of a matrix and moves the other weights to make up for it.
 
@@ -45,9 +47,6 @@ def update(
         in index order and updates group by group. 1 is the paper's variant without correlations.
       add_update: each group starts from what the groups before it left; False: from the original weights.
       update_scale: multiplies the change.
-      row_bound: static; at least as many as there are pruned rows that are not dead. The systems that are solved have
-        this size, so that a bound saves time where few are pruned; more than that are not all updated for. None: all.
-      column_bound: the same for columns.
 
     Returns:
       New weights, exactly 0 where pruned.
@@ -56,9 +55,6 @@ def update(
       InputError: an argument does not fit.
     """
     rows, columns = W.shape
-    for name, bound in (("row_bound", row_bound), ("column_bound", column_bound)):
-        if bound is not None and bound < 1:
-            raise InputError(f"{name} is {bound}; it must be at least 1, or None")
     for name, mask, size in (("row_mask", row_mask, rows), ("column_mask", column_mask, columns)):
         if mask is not None and mask.shape != (size,):
             raise InputError(f"{name} has shape {mask.shape}; W {W.shape} needs {(size,)}")
@@ -68,10 +64,10 @@ def update(
         raise InputError(f"max_correlate is {max_correlate}; it must be 0 (all together) or a group size")
     change = jnp.zeros_like(W)
     if inverses is not None and row_mask is not None:
-        change += _row_change(W, row_mask, inverses.G, row_bound, max_correlate, add_update)
+        change += _row_change(W, row_mask, inverses.G, max_correlate, add_update)
     if inverses is not None and column_mask is not None:
         start = W + change if joint == "exact" else W
-        change += _row_change(start.T, column_mask, inverses.A, column_bound, max_correlate, add_update).T
+        change += _row_change(start.T, column_mask, inverses.A, max_correlate, add_update).T
     pruned = jnp.zeros(W.shape, bool)
     if row_mask is not None:
         pruned |= row_mask[:, None]
@@ -84,28 +80,49 @@ def _row_change(
     W: Float[Array, "rows columns"],
     pruned: Bool[Array, " rows"],
     inverse: Float[Array, "rows rows"] | None,
-    bound: int | None,
     max_correlate: int,
     add_update: bool,
 ) -> Float[Array, "rows columns"]:
     """-G^-1[:,r] Z, where Z solves S Z = W[r,:], S = G^-1[r,r], or that system with groups cut apart.
 
-    Updating group by group, each from the original weights, solves with S's diagonal blocks only; each from what the
-    ones before left, with its diagonal blocks and what is below them. (One sweep of block Jacobi and of block
-    Gauss-Seidel.)
+    The system's size is the smallest of a few that the pruned rows fit in: shapes are static, and most layers lose
+    far fewer rows than the one that loses most.
     """
     if inverse is None:
         return jnp.where(pruned[:, None], -W, 0)
     solved = pruned & (jnp.diagonal(inverse) != 0)
-    rows = len(pruned)
-    at = jnp.nonzero(solved, size=min(bound or rows, rows), fill_value=rows)[0]
+    sizes = [_SMALLEST_SYSTEM]
+    while sizes[-1] < len(pruned):
+        sizes.append(_GROWTH * sizes[-1])
+    sizes[-1] = len(pruned)
+    branches = [functools.partial(_change_of, size, max_correlate, add_update) for size in sizes]
+    fitting = jnp.searchsorted(jnp.array(sizes), jnp.sum(solved))
+    return jax.lax.switch(fitting, branches, W, solved, inverse)
+
+
+def _change_of(
+    size: int,
+    max_correlate: int,
+    add_update: bool,
+    W: Float[Array, "rows columns"],
+    solved: Bool[Array, " rows"],
+    inverse: Float[Array, "rows rows"],
+) -> Float[Array, "rows columns"]:
+    """`_row_change` where at most `size` rows are pruned.
+
+    Updating group by group, each from the original weights, solves with S's diagonal blocks only; each from what the
+    ones before left, with its diagonal blocks and what is below them. (One sweep of block Jacobi and of block
+    Gauss-Seidel.)
+    """
+    rows = len(solved)
+    at = jnp.nonzero(solved, size=size, fill_value=rows)[0]
     picked = inverse.at[:, at].get(mode="fill", fill_value=0)
     right_sides = W.at[at].get(mode="fill", fill_value=0)
     system = block(picked.at[at].get(mode="fill", fill_value=0), at < rows)
     if max_correlate == 0:
         return -product(picked, solve_cholesky(cholesky(system), right_sides))
 
-    group = jnp.arange(len(at)) // max_correlate
+    group = jnp.arange(size) // max_correlate
     lower = cholesky(jnp.where(group[:, None] == group, system, 0))
     half = _solve_lower(lower, right_sides)
     if add_update:
