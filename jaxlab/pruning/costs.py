@@ -19,6 +19,8 @@ from jaxlab.errors import InputError
 from jaxlab.pruning.inverse import Inverses
 from jaxlab.pruning.masked_algebra import product
 
+_SPLIT = 512  # smaller symmetric factors are multiplied whole
+
 Structure = Literal["rowcol", "rows", "cols", "element"]
 Method = Literal["magnitude", "l-obd", "k-obd", "sparsegpt", "surgeon"]
 Factor = jax.Array | None
@@ -106,7 +108,7 @@ def row_costs(
     Returns:
       Costs, >= 0; rounding below zero, and what an indefinite factor makes of it, is cut off.
     """
-    energy = jnp.sum(W * _times(W, A), axis=1)
+    energy = _quadratic_forms(W, A)
     return jnp.maximum(energy, 0) * _curvature(G, inverses, "G") / 2
 
 
@@ -117,7 +119,7 @@ def column_costs(
 
     Arguments as for `row_costs`.
     """
-    energy = jnp.sum(W * _times(W.T, G).T, axis=0)
+    energy = _quadratic_forms(W.T, G)
     return jnp.maximum(energy, 0) * _curvature(A, inverses, "A") / 2
 
 
@@ -255,6 +257,20 @@ def _times(W: jax.Array, factor: Factor) -> jax.Array:
     if factor is None:
         return W
     return W * factor if factor.ndim == 1 else product(W, factor)
+
+
+def _quadratic_forms(W: Float[Array, "rows n"], factor: Factor) -> Float[Array, " rows"]:
+    """w_i F w_i^T of each row of W, for a symmetric F: what is above its diagonal blocks is not multiplied."""
+    if factor is None or factor.ndim == 1 or len(factor) < _SPLIT:
+        return jnp.sum(W * _times(W, factor), axis=1)
+    half = len(factor) // 2
+    first, last = W[:, :half], W[:, half:]
+    across = jnp.sum(first * product(last, factor[half:, :half]), axis=1)
+    of_first, of_last = (
+        _quadratic_forms(first, factor[:half, :half]),
+        _quadratic_forms(last, factor[half:, half:]),
+    )
+    return of_first + of_last + 2 * across
 
 
 def _diagonal(factor: Factor) -> jax.Array | float:
