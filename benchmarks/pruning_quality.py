@@ -3,26 +3,31 @@
 `acceptance` rows: 8 windows x 512 tokens of curvature a shot, damping 0.1, perplexity on the first 4 test windows of
 512, with the port of the authors' code on the same windows. `size` rows: 10 shots of 5 % with 16 fresh windows each,
 read off at 90 to 50 % of the blocks' parameters, every method at the best of three dampings on the validation text.
-`damping` rows: one shot to 10 % from several numbers of calibration tokens, on the validation text.
+`damping` rows: one shot to 10 % from several numbers of calibration tokens, on the validation text. `element` and `2:4`
+rows: half of all weights in one shot from 8 windows, beside llmcompressor's SparseGPT and Wanda on the same windows.
 Every whole run is kept in the user's cache (delete it when the code changes): an interrupted benchmark goes on.
 """
 
 import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.peers import exchange, run_peer
 from jaxlab import data
 from jaxlab.files import atomic_file, cache_dir
-from jaxlab.models import Model, evaluate, load
+from jaxlab.models import Model, evaluate, load, save_hf
 from jaxlab.models import windows as cut
 from jaxlab.pruning.config import SurgeonConfig
+from jaxlab.pruning.factors import curvature
 from jaxlab.pruning.low_rank import LowRank
-from jaxlab.pruning.surgeon import ShotReport, SurgeonState, prune
+from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune, prune_shot
 
 MODEL, CONTEXT = "pkg:smollm2", 512
 TEXTS = {
@@ -33,6 +38,7 @@ TEXTS = {
 }
 SIZES = (0.9, 0.8, 0.7, 0.6, 0.5)
 DAMPINGS = (0.01, 0.1, 1.0)
+DAMPING_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
 _BASELINES = ("k-obd", "l-obd", "magnitude")
 
 
@@ -44,6 +50,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     rows = lab.acceptance(sparsity=0.1, shots=1, limit=28.0)
     rows += lab.acceptance(sparsity=0.1, shots=2, limit=27.0)
     rows += lab.acceptance(sparsity=0.2, shots=4, limit=40.5)
+    rows += lab.elements("element") + lab.elements("2:4")
     return rows + lab.damping() + lab.sizes()
 
 
@@ -120,19 +127,64 @@ class _Lab:
         """One shot to 10 %, on the validation text."""
         rows = []
         for count in (4, 16, 64):
-            for damping in (0.01, 0.03, 0.1, 0.3, 1.0):
-                config = SurgeonConfig(sparsity=0.1, shots=1, damp_a=damping, damp_g=damping)
-                last = self.shots(config, count, ("valid",))[-1]
-                rows.append(
-                    {
-                        "part": "damping",
-                        "tokens": count * CONTEXT,
-                        "damping": damping,
-                        "method": "surgeon",
-                        **_row(last),
-                    }
-                )
+            tried = self.kept(
+                {"damping": DAMPING_SWEEP, "count": count}, lambda count=count: self._sweep(count)
+            )
+            for row in tried:
+                rows.append({"part": "damping", "tokens": count * CONTEXT, "method": "surgeon", **_row(row)})
         return rows
+
+    def _sweep(self, count: int) -> list[dict[str, Any]]:
+        """All dampings with one estimate of the curvature."""
+        factors = curvature(
+            self.model.params, self.model.cfg, jnp.asarray(self.windows(count)), products="bfloat16"
+        )
+        rows = []
+        for damping in DAMPING_SWEEP:
+            config = SurgeonConfig(sparsity=0.1, shots=1, damp_a=damping, damp_g=damping)
+            state = init(self.model.params, self.model.cfg, config, jax.random.key(0))
+            state, report = prune_shot(state, factors, self.model.cfg, config, config.sparsity)
+            found = self.perplexities(state.params, ("valid", "moby"))
+            rows.append({"damping": damping, "sparsity": report.sparsity, **found})
+        return rows
+
+    def elements(self, structure: str, count: int = 8) -> list[dict[str, Any]]:
+        """Half of all weights, one by one or n of m, beside llmcompressor on the same windows."""
+        part, names = f"{structure}, half", ("test", "fresh", "moby")
+        rows = [{"part": part, "method": "dense", **_row(self.perplexities(self.model.params, names))}]
+        variants: dict[str, dict[str, Any]] = {
+            "surgeon": {},
+            "surgeon, uniform": {"allocation": "uniform"},
+            "sparsegpt": {"method": "sparsegpt", "damp_a": 0.01, "allocation": "uniform"},
+            "wanda": {"method": "wanda"},
+        }
+        for name, options in variants.items():
+            config = SurgeonConfig(sparsity=0.5, shots=1, structure=structure, **options)
+            last = self.shots(config, count, names)[-1]
+            rows.append({"part": part, "method": name, "damping": config.damp_a, **_row(last)})
+        for method in ("sparsegpt", "wanda"):
+            key = {"llmcompressor": method, "structure": structure, "count": count, "texts": names}
+            found = self.kept(key, lambda method=method: self._llmcompressor(method, structure, count, names))
+            rows.append({"part": part, "method": f"llmcompressor {method}", **_row(found)})
+        return rows
+
+    def _llmcompressor(
+        self, method: str, structure: str, count: int, names: tuple[str, ...]
+    ) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as directory:
+            save_hf(self.model.params, self.model.cfg, self.model.tokenizer, directory)
+            inputs = {
+                "model": np.array(directory),
+                "windows": self.windows(count).astype(np.int32),
+                "method": np.array(method),
+                "pattern": np.array("0:0" if structure == "element" else structure),
+                "sparsity": np.array(0.5),
+            }
+            weights = run_peer("llmcompressor", inputs)
+        pruned = exchange.with_linear_weights(self.model, weights)
+        matrices = exchange.linear_weights(pruned).values()
+        zeros = sum(int(np.sum(one == 0)) for one in matrices) / sum(one.size for one in matrices)
+        return {"sparsity": zeros, **self.perplexities(pruned.params, names)}
 
     def sizes(self) -> list[dict[str, Any]]:
         """All methods at all sizes."""
@@ -160,11 +212,7 @@ class _Lab:
         return rows
 
     def _reference(self, sparsity: float, count: int) -> dict[str, Any]:
-        import tempfile
-
-        from benchmarks.peers import exchange
         from benchmarks.peers import surgeon_reference as reference
-        from jaxlab.models import save_hf
 
         with tempfile.TemporaryDirectory() as directory:
             save_hf(self.model.params, self.model.cfg, self.model.tokenizer, directory)

@@ -21,11 +21,11 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.peers.exchange import linear_weights
 from jaxlab import data
-from jaxlab.models import Model, forward, load, logits, save_hf
+from jaxlab.models import LINEARS, Model, dense, forward, load, logits, save_hf
 from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
 from jaxlab.pruning.factors import curvature
-from jaxlab.pruning.masks import sparsity_of
+from jaxlab.pruning.masks import linear_parameters
 from jaxlab.pruning.surgeon import init, prune, prune_shot
 
 MODEL, CONTEXT = "pkg:smollm2", 512
@@ -103,22 +103,35 @@ def _reference_step(weights: Any, factors: Any, sparsity: float) -> None:
 
 
 def _forward_of_half_the_model(model: Model, repetitions: int) -> list[dict[str, Any]]:
+    """Half of the parameters by the cheapest units, which are all hidden ones, and half of both kinds of units."""
+    cfg = model.cfg
     config = SurgeonConfig(
         sparsity=0.5, shots=1, structure="units", method="magnitude"
     )  # only shapes matter here
-    state = prune(model.params, model.cfg, _windows(model, 1), config, jax.random.key(0))
-    smaller, cfg = remove_units(state.params, model.cfg, *units_of(state.masks, model.cfg))
+    state = prune(model.params, cfg, _windows(model, 1), config, jax.random.key(0))
+    every_other = np.broadcast_to(np.arange(cfg.mlp_size) % 2 == 0, (cfg.num_layers, cfg.mlp_size))
+    group = np.arange(cfg.num_layers * cfg.num_kv_heads).reshape(cfg.num_layers, cfg.num_kv_heads)
+    smaller = {
+        "ours, hidden units": remove_units(state.params, cfg, *units_of(state.masks, cfg)),
+        "ours, units and groups": remove_units(model.params, cfg, every_other, group % 2 == 0),
+    }
     tokens = jnp.asarray(_windows(model, 1))
 
     def score(params: Any, cfg: Any) -> jax.Array:
         return logits(params, cfg, forward(params, cfg, tokens).hidden)
 
     timings = harness.compare(
-        {"ours": lambda: score(smaller, cfg), "dense": lambda: score(model.params, model.cfg)}, repetitions
+        {name: functools.partial(score, *one) for name, one in (smaller | {"dense": model[:2]}).items()},
+        repetitions,
     )
-    rows = harness.timing_rows(timings, work=tokens.size, unit="tokens")
-    removed = {"removed": round(sparsity_of(state.params, state.masks), 4)}
-    return [{"what": "forward 1x512, half the model", **row, "target": 1.45, **removed} for row in rows]
+    rows = []
+    for name, (params, _) in smaller.items():
+        size = sum(dense(layer[matrix]).size for layer in params["layers"] for matrix in LINEARS)
+        pair = {name: timings[name], "dense": timings["dense"]}
+        for row in harness.timing_rows(pair, work=tokens.size, unit="tokens", ours=name):
+            removed = {"removed": round(1 - size / linear_parameters(model.params), 4)}
+            rows.append({"what": "forward 1x512, half the model", **row, "target": 1.45, **removed})
+    return rows
 
 
 def _peak_memory(count: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Two other KFAC libraries and the port of the authors' hooks agree with the definition of the factors.
+"""Our factors, those of two other KFAC libraries and of the port of the authors' hooks agree with the definition.
 
 `kfac_peers` says how their scales differ.
 """
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,12 @@ from kfac_peers import curvlinops_factors, kfac_jax_factors
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers import surgeon_reference
+from jaxlab.models import LINEARS, stack_layers
+from jaxlab.models.huggingface import config_from_hf
+from jaxlab.models.linear import linear
+from jaxlab.models.safetensors_weights import params_from_safetensors, tensor_name
+from jaxlab.models.taps import Tapped
+from jaxlab.pruning.factors import accumulate, init_factors, means
 
 N, T, INPUTS, HIDDEN, CLASSES = 3, 6, 4, 5, 7
 
@@ -77,13 +85,33 @@ def test_hooks_of_the_reference_give_the_same_kronecker_product(llama, definitio
     assert_same({name: (pair.A.numpy(), pair.G.numpy()) for name, pair in found.items()}, expected, 1e-5)
 
 
-@pytest.mark.slow  # makes an environment on first use
-def test_curvlinops_factors_have_the_agreed_scale(llama, definition):
-    assert_same(curvlinops_factors(*llama), definition, 1e-5)
+@pytest.fixture(scope="module")
+def ours(llama):
+    """Factors from `accumulate`, a batch of all windows, by weight."""
+    directory, windows = llama
+    cfg = config_from_hf(json.loads((directory / "config.json").read_text()), source=directory)
+    params = stack_layers(params_from_safetensors(directory, cfg))
+    A, G = means(accumulate(params, cfg, windows, init_factors(params)))
+    return {
+        tensor_name(cfg, name, layer): (np.asarray(A[name][layer]), np.asarray(G[name][layer]))
+        for name in LINEARS
+        for layer in range(cfg.num_layers)
+    }
+
+
+def test_ours_are_those_of_the_definition(ours, definition):
+    assert_same(ours, definition, 1e-5)
 
 
 @pytest.mark.slow  # makes an environment on first use
-def test_kfac_jax_factors_have_the_agreed_scale():
+def test_curvlinops_factors_are_ours(llama, definition, ours):
+    found = curvlinops_factors(*llama)
+    assert_same(found, definition, 1e-5)
+    assert_same(ours, found, 1e-5)
+
+
+@pytest.mark.slow  # makes an environment on first use
+def test_kfac_jax_factors_are_those_of_our_taps():
     random = np.random.default_rng(0)
     shapes = {"first": (HIDDEN, INPUTS), "bias": (HIDDEN,), "second": (CLASSES, HIDDEN)}
     weights = {name: random.normal(size=shape) for name, shape in shapes.items()}
@@ -98,14 +126,27 @@ def test_kfac_jax_factors_have_the_agreed_scale():
     def mean_loss(taps, x, y):
         return -jax.nn.log_softmax(run(taps, x)[1][:-1])[jnp.arange(T - 1), y].mean()
 
+    def tapped_loss(dummies, x, y):
+        first, second = (Tapped(weights[name], dummies[name], None, "moment", "float64") for name in dummies)
+        hidden = jnp.tanh(past_mean @ (linear(x[None], first) + weights["bias"]))
+        scores = linear(hidden, second)[0, :-1]
+        return -jax.nn.log_softmax(scores)[jnp.arange(T - 1), y].mean()
+
     expected = {name: [0.0, 0.0] for name in ("first", "second")}
+    ours = dict.fromkeys(expected, 0.0)
     with jax.enable_x64(True):
         zeros = {"first": jnp.zeros((T, HIDDEN)), "second": jnp.zeros((T, CLASSES))}
         for x, y in zip(inputs, targets, strict=True):
             gradients = jax.grad(mean_loss)(zeros, x, y)
             layer_inputs = {"first": np.c_[x, np.ones(T)], "second": np.asarray(run(zeros, x)[0])}
+            dummies = {name: jnp.zeros((len(weights[name]),) * 2) for name in expected}
+            moments = jax.grad(tapped_loss)(dummies, jnp.asarray(x), y)
             for name, pair in expected.items():
+                ours[name] += np.asarray(moments[name]) / (N * T)
                 g = np.asarray(gradients[name])
                 pair[0] += layer_inputs[name].T @ layer_inputs[name] / (N * T)
                 pair[1] += g.T @ g / (N * T)
-    assert_same(kfac_jax_factors(weights, inputs, targets), expected, 1e-12)
+    found = kfac_jax_factors(weights, inputs, targets)
+    assert_same(found, expected, 1e-12)
+    for name, G in ours.items():
+        assert np.linalg.norm(G - found[name][1]) < 1e-12 * np.linalg.norm(G)
