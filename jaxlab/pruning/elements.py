@@ -58,7 +58,7 @@ def update_elements(
     *,
     max_chunk: int = 2000,
     add_update: bool = True,
-    update_scale: float = 1.0,
+    update_scale: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "rows columns"]:
     """Removes single weights of a matrix and moves the others to make up for it.
 

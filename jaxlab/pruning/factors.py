@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
@@ -149,6 +150,7 @@ def curvature(
     key: jax.Array | None = None,
     products: Products = "float32",
     progress: Callable[[int], None] = lambda windows: None,
+    mesh: Mesh | None = None,
 ) -> Factors:
     """Factors over many windows of text, about five hundred tokens at a time.
 
@@ -161,6 +163,7 @@ def curvature(
         key: see `accumulate`.
         products: see `accumulate`.
         progress: called with the number of windows done.
+        mesh: devices; its axis 'data' shares out the windows. Every device holds the model and the factors.
 
     Raises:
         InputError: see `accumulate`; there are no windows.
@@ -168,7 +171,13 @@ def curvature(
     check_params(params, cfg)
     model, factors = _prepared(params, products), init_factors(params)
     key = _checked_key(fisher, draws, key)
-    for part, done in batches(windows):
+    if mesh is not None:
+        model, factors = jax.device_put((model, factors), NamedSharding(mesh, PartitionSpec()))
+    for part, done in batches(windows, devices=1 if mesh is None else mesh.shape["data"]):
+        if mesh is not None:
+            # The last windows, where they are too few to be shared out, go to every device.
+            spread = len(part) % mesh.shape["data"] == 0
+            part = jax.device_put(part, NamedSharding(mesh, PartitionSpec("data" if spread else None)))
         here = None if key is None else jax.random.fold_in(key, done)
         factors = _accumulate(model, cfg, part, factors, None, here, draws)
         jax.block_until_ready(factors.token_count)
@@ -176,15 +185,17 @@ def curvature(
     return factors
 
 
-def batches(windows: Int[Array, "windows context"]) -> Iterator[tuple[Int[Array, "batch context"], int]]:
-    """Batches of about five hundred tokens, and how many windows are done after each.
+def batches(
+    windows: Int[Array, "windows context"], *, devices: int = 1
+) -> Iterator[tuple[Int[Array, "batch context"], int]]:
+    """Batches of about five hundred tokens for each device, and how many windows are done after each.
 
     Raises:
         InputError: there are no windows.
     """
     if windows.ndim != 2 or not len(windows):
         raise InputError(f"windows has shape {windows.shape}; it must be [windows, context], at least one")
-    size = max(1, _TOKENS_AT_ONCE // windows.shape[1])
+    size = devices * max(1, _TOKENS_AT_ONCE // windows.shape[1])
     for start in range(0, len(windows), size):
         part = jnp.asarray(windows[start : start + size])
         yield part, start + len(part)

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.cholesky import cholesky_inverse
+from jaxlab.pruning.layers import over_layers
 from jaxlab.pruning.masked_algebra import block
 
 ESCALATIONS = 3
@@ -138,6 +140,7 @@ def robust_inverse_factors(
     damp_a: float,
     damp_g: float,
     name: str,
+    mesh: Mesh | None = None,
 ) -> tuple[Inverses, Dampings]:
     """`inverse_factors` for drivers: checks the factors, and raises the damping where Cholesky fails.
 
@@ -152,6 +155,7 @@ def robust_inverse_factors(
       damp_a: relative damping of A, >= 0 (0 cannot be raised).
       damp_g: the same for G.
       name: of the matrix, for messages.
+      mesh: its axis 'data' shares out the layers; None is one device.
 
     Returns:
       The inverses and the damping that each layer got.
@@ -160,8 +164,8 @@ def robust_inverse_factors(
       InputError: a factor has an entry that is not finite, Cholesky still fails at 1000 times the damping, a damping
         is negative, or shapes do not fit.
     """
-    inverse_a, used_a = _robust_inverse(A, alive_columns, damp_a, ("A", "damp_a"), name)
-    inverse_g, used_g = _robust_inverse(G, alive_rows, damp_g, ("G", "damp_g"), name)
+    inverse_a, used_a = _robust_inverse(A, alive_columns, damp_a, ("A", "damp_a"), name, mesh)
+    inverse_g, used_g = _robust_inverse(G, alive_rows, damp_g, ("G", "damp_g"), name, mesh)
     return Inverses(inverse_a, inverse_g), Dampings(used_a, used_g)
 
 
@@ -170,19 +174,18 @@ def _stacked_inverse(
     alive: Bool[Array, "layers n"],
     damping: float | Float[Array, " layers"],
     letter: str,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "layers n n"]:
     if factors.ndim != 3 or factors.shape[1] != factors.shape[2]:
         raise InputError(f"{letter} has shape {factors.shape}; stacked factors are [layers, n, n]")
     if alive.shape != factors.shape[:2]:
         raise InputError(f"the mask of {letter} has shape {alive.shape}; it must be {factors.shape[:2]}")
     dampings = jnp.broadcast_to(jnp.asarray(damping, factors.dtype), factors.shape[:1])
-    # Several layers at a time, so that small factorisations of one run beside products of another.
-    return jax.lax.scan(
-        lambda _, layer: (None, damped_inverse(*layer)), None, (factors, alive, dampings), unroll=2
-    )[1]
+    # So that small factorisations of one run beside products of the other.
+    return over_layers(lambda layer: damped_inverse(*layer), (factors, alive, dampings), mesh, together=2)
 
 
-_stacked_inverse_jit = jax.jit(_stacked_inverse, static_argnames="letter")
+_stacked_inverse_jit = jax.jit(_stacked_inverse, static_argnames=("letter", "mesh"))
 _damped_inverse_jit = jax.jit(damped_inverse)
 
 
@@ -192,6 +195,7 @@ def _robust_inverse(
     damping: float,
     letters: tuple[str, str],
     name: str,
+    mesh: Mesh | None,
 ) -> tuple[Float[Array, "layers n n"] | None, Float[np.ndarray, " layers"] | None]:
     """`letters`: what the factor and its damping are called."""
     letter, argument = letters
@@ -199,7 +203,7 @@ def _robust_inverse(
         raise InputError(f"{argument} is {damping}; it must be at least 0")
     if factors is None:
         return None, None
-    inverses = _stacked_inverse_jit(factors, alive, damping, letter=letter)
+    inverses = _stacked_inverse_jit(factors, alive, damping, letter=letter, mesh=mesh)
     used = np.full(len(factors), float(damping))
     failed = _layers_not_finite(inverses)
     for layer in _layers_not_finite(factors):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from jaxlab.models.config import ModelConfig
@@ -31,6 +32,7 @@ from jaxlab.pruning.coupled import Units, expand_units, kv_group_costs, mlp_unit
 from jaxlab.pruning.elements import update_elements
 from jaxlab.pruning.factors import Factors, mean_factors
 from jaxlab.pruning.inverse import Inverses, alive_structures, robust_inverse_factors
+from jaxlab.pruning.layers import over_layers
 from jaxlab.pruning.masks import (
     Lines,
     Masks,
@@ -62,15 +64,20 @@ class _Matrix(NamedTuple):
 
 
 def prune_lines(
-    params: dict[str, Any], masks: Masks, config: SurgeonConfig, factors: Factors | None, sparsity: float
+    params: dict[str, Any],
+    masks: Masks,
+    config: SurgeonConfig,
+    factors: Factors | None,
+    sparsity: float,
+    mesh: Mesh | None = None,
 ) -> Step:
     """Rows and columns: costs, one threshold, updates."""
     layers = params["layers"]
     matrices, damping, found = {}, {}, {}
-    shared = _Shared(config, factors)
+    shared = _Shared(config, factors, mesh)
     for name in LINEARS:
         matrices[name], damping[name] = shared.matrix(layers, name)
-        found[name] = _line_costs(matrices[name], structure=config.structure)
+        found[name] = _line_costs(matrices[name], structure=config.structure, mesh=mesh)
         matrices[name] = matrices[name]._replace(A=None, G=None)  # only costs look at them
     rows = {name: one.rows for name, one in found.items() if one.rows is not None}
     columns = {}
@@ -91,22 +98,27 @@ def prune_lines(
             column_mask = column_mask | (columns[name] <= threshold)[:, : column_mask.shape[1]]
         new[name] = Lines(row_mask, column_mask)
         wide = Lines(row_mask, widened(column_mask, f"{name}_bias" in layers))
-        changed = _lines_removed(matrices.pop(name), wide, config, config.joint)
+        changed = _lines_removed(matrices.pop(name), wide, config, config.joint, mesh)
         layers = with_matrix(layers, name, changed)
     return Step(layers, new, float(threshold), damping)
 
 
 def prune_elements(
-    params: dict[str, Any], masks: Masks, config: SurgeonConfig, factors: Factors | None, sparsity: float
+    params: dict[str, Any],
+    masks: Masks,
+    config: SurgeonConfig,
+    factors: Factors | None,
+    sparsity: float,
+    mesh: Mesh | None = None,
 ) -> Step:
     """Single weights, or n of m: costs, thresholds, updates."""
     layers = params["layers"]
     matrices, damping, found = {}, {}, {}
-    shared = _Shared(config, factors)
+    shared = _Shared(config, factors, mesh)
     for name in LINEARS:
         matrices[name], damping[name] = shared.matrix(layers, name)
         width = masks[name].shape[-1]
-        found[name] = _element_costs(matrices[name], wanda=config.method == "wanda")[..., :width]
+        found[name] = _element_costs(matrices[name], wanda=config.method == "wanda", mesh=mesh)[..., :width]
         matrices[name] = matrices[name]._replace(A=None, G=None)  # only costs look at them
     check_finite(found)
     new, threshold = _element_masks(found, masks, config, sparsity)
@@ -118,6 +130,7 @@ def prune_elements(
             config.max_chunk,
             config.add_update,
             config.update_scale,
+            mesh,
         )
         layers = with_matrix(layers, name, changed)
     return Step(layers, new, threshold, damping)
@@ -177,18 +190,19 @@ def prune_units(
     config: SurgeonConfig,
     factors: Factors | None,
     sparsity: float,
+    mesh: Mesh | None = None,
 ) -> Step:
     """Hidden units and key-value groups: costs, one threshold, updates of the matrices that read them."""
     layers = params["layers"]
     kinds = UNITS[config.structure]
     reader = {"mlp": "down", "kv": "o"}
     matrices, damping, found = {}, {}, {}
-    shared = _Shared(config, factors)
+    shared = _Shared(config, factors, mesh)
     for kind in kinds:
         name = reader[kind]
         matrices[kind], damping[name] = shared.matrix(layers, name)
         groups = cfg.mlp_size if kind == "mlp" else cfg.num_kv_heads
-        found[kind] = _unit_costs(matrices[kind], groups, masks[name].columns.shape[-1] // groups)
+        found[kind] = _unit_costs(matrices[kind], groups, masks[name].columns.shape[-1] // groups, mesh)
     check_finite(found)
     sizes = unit_sizes(cfg)
     target = int(sparsity * linear_parameters(params))
@@ -202,7 +216,7 @@ def prune_units(
         matrix = matrices[kind]
         if matrix.inverses is not None:  # a unit's columns go; no row of its matrix does
             matrix = matrix._replace(inverses=Inverses(matrix.inverses.A, None))
-        changed = _lines_removed(matrix, wide, config, "exact")
+        changed = _lines_removed(matrix, wide, config, "exact", mesh)
         layers = with_matrix(layers, name, changed)
     for name in LINEARS:
         keep = ~joined[name].rows
@@ -214,8 +228,8 @@ def prune_units(
 class _Shared:
     """Factors and inverses on the inputs' side, kept for the next matrix that reads the same input."""
 
-    def __init__(self, config: SurgeonConfig, factors: Factors | None) -> None:
-        self._config, self._factors = config, factors
+    def __init__(self, config: SurgeonConfig, factors: Factors | None, mesh: Mesh | None) -> None:
+        self._config, self._factors, self._mesh = config, factors, mesh
         self._site: str | None = None
         self._A: Array | None = None
         self._inverse: tuple[np.ndarray, Array | None, np.ndarray | None] | None = None
@@ -234,7 +248,14 @@ class _Shared:
             alive_rows, alive_columns = _alive(weight, A, G)
             inverse_A, damping_A = self._inverse_of_inputs(A, alive_columns, alive_rows, name)
             of_G, damping = robust_inverse_factors(
-                None, G, alive_columns, alive_rows, damp_a=config.damp_a, damp_g=config.damp_g, name=name
+                None,
+                G,
+                alive_columns,
+                alive_rows,
+                damp_a=config.damp_a,
+                damp_g=config.damp_g,
+                name=name,
+                mesh=self._mesh,
             )
             inverses = Inverses(inverse_A, of_G.G)
             used = _largest(damping_A), _largest(damping.G)
@@ -255,7 +276,14 @@ class _Shared:
         alive = np.asarray(alive_columns)
         if self._inverse is None or not np.array_equal(self._inverse[0], alive):
             found, damping = robust_inverse_factors(
-                A, None, alive_columns, alive_rows, damp_a=self._config.damp_a, damp_g=0.0, name=name
+                A,
+                None,
+                alive_columns,
+                alive_rows,
+                damp_a=self._config.damp_a,
+                damp_g=0.0,
+                name=name,
+                mesh=self._mesh,
             )
             self._inverse = alive, found.A, damping.A
         return self._inverse[1:]
@@ -277,33 +305,37 @@ def _alive(weight: Array, A: Array, G: Array | None) -> tuple[Array, Array]:
     return jax.vmap(alive_structures)(weight, A, G)
 
 
-@functools.partial(jax.jit, static_argnames="structure")
-def _line_costs(matrix: _Matrix, structure: Any) -> Costs:
-    return jax.lax.map(lambda one: removal_costs(one.weight, one.A, one.G, one.inverses, structure), matrix)
+@functools.partial(jax.jit, static_argnames=("structure", "mesh"))
+def _line_costs(matrix: _Matrix, structure: Any, mesh: Mesh | None) -> Costs:
+    def one(layer: _Matrix) -> Costs:
+        return removal_costs(layer.weight, layer.A, layer.G, layer.inverses, structure)
+
+    return over_layers(one, matrix, mesh)
 
 
-@functools.partial(jax.jit, static_argnames="wanda")
-def _element_costs(matrix: _Matrix, wanda: bool) -> Float[Array, "layers rows columns"]:
-    if wanda:
-        return jax.vmap(wanda_scores)(matrix.weight, matrix.A)
-    return jax.lax.map(
-        lambda one: removal_costs(one.weight, one.A, one.G, one.inverses, "element").elements, matrix
-    )
+@functools.partial(jax.jit, static_argnames=("wanda", "mesh"))
+def _element_costs(matrix: _Matrix, wanda: bool, mesh: Mesh | None) -> Float[Array, "layers rows columns"]:
+    def one(layer: _Matrix) -> Array | None:
+        if wanda:
+            return wanda_scores(layer.weight, layer.A)
+        return removal_costs(layer.weight, layer.A, layer.G, layer.inverses, "element").elements
+
+    return over_layers(one, matrix, mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "width"))
-def _unit_costs(matrix: _Matrix, groups: int, width: int) -> Float[Array, "layers groups"]:
+@functools.partial(jax.jit, static_argnames=("groups", "width", "mesh"))
+def _unit_costs(matrix: _Matrix, groups: int, width: int, mesh: Mesh | None) -> Float[Array, "layers groups"]:
     def one(layer: _Matrix) -> Array:
         inverses = None if layer.inverses is None else Inverses(layer.inverses.A, None)
         if width == 1:
             return mlp_unit_costs(layer.weight, layer.A, layer.G, inverses)[:groups]
         return kv_group_costs(layer.weight, layer.A, layer.G, inverses, group_columns=width)[:groups]
 
-    return jax.lax.map(one, matrix)
+    return over_layers(one, matrix, mesh)
 
 
 def _lines_removed(
-    matrix: _Matrix, mask: Lines, config: SurgeonConfig, joint: Literal["exact", "sum"]
+    matrix: _Matrix, mask: Lines, config: SurgeonConfig, joint: Literal["exact", "sum"], mesh: Mesh | None
 ) -> Float[Array, "layers rows columns"]:
     """The updated matrices."""
     return _update_lines(
@@ -313,32 +345,38 @@ def _lines_removed(
         joint=joint,
         max_correlate=config.max_correlate,
         add_update=config.add_update,
+        mesh=mesh,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("joint", "max_correlate", "add_update"))
+@functools.partial(jax.jit, static_argnames=("joint", "max_correlate", "add_update", "mesh"))
 def _update_lines(
-    matrix: _Matrix, mask: Lines, update_scale: float, **static: Any
+    matrix: _Matrix, mask: Lines, update_scale: float, mesh: Mesh | None, **static: Any
 ) -> Float[Array, "layers rows columns"]:
-    def one(layer: tuple[Array, Inverses | None, Lines]) -> Array:
-        weight, inverses, mask = layer
-        return update(weight, mask.rows, mask.columns, inverses, update_scale=update_scale, **static)
+    def one(layer: tuple[Array, Inverses | None, Lines, Array]) -> Array:
+        weight, inverses, mask, scale = layer
+        return update(weight, mask.rows, mask.columns, inverses, update_scale=scale, **static)
 
-    return jax.lax.map(one, (matrix.weight, matrix.inverses, mask))
+    return over_layers(one, (matrix.weight, matrix.inverses, mask, _for_each(matrix, update_scale)), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("max_chunk", "add_update"))
+@functools.partial(jax.jit, static_argnames=("max_chunk", "add_update", "mesh"))
 def _update_elements(
     matrix: _Matrix,
     mask: Bool[Array, "layers rows columns"],
     max_chunk: int,
     add_update: bool,
     update_scale: float,
+    mesh: Mesh | None,
 ) -> Float[Array, "layers rows columns"]:
-    def one(layer: tuple[Array, Array, Inverses | None]) -> Array:
-        weight, mask, inverses = layer
+    def one(layer: tuple[Array, Array, Inverses | None, Array]) -> Array:
+        weight, mask, inverses, scale = layer
         return update_elements(
-            weight, mask, inverses, max_chunk=max_chunk, add_update=add_update, update_scale=update_scale
+            weight, mask, inverses, max_chunk=max_chunk, add_update=add_update, update_scale=scale
         )
 
-    return jax.lax.map(one, (matrix.weight, mask, matrix.inverses))
+    return over_layers(one, (matrix.weight, mask, matrix.inverses, _for_each(matrix, update_scale)), mesh)
+
+
+def _for_each(matrix: _Matrix, value: float) -> Float[Array, " layers"]:
+    return jnp.full(len(matrix.weight), value, matrix.weight.dtype)

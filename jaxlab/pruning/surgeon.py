@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jaxlab.errors import InputError
@@ -108,6 +109,7 @@ def prune(
     state: SurgeonState | None = None,
     callback: Callback = lambda state, report: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    mesh: Mesh | None = None,
 ) -> SurgeonState:
     """All shots; with `state` those that are left.
 
@@ -120,6 +122,7 @@ def prune(
         state: from a callback of an interrupted run with the same arguments; `params` and `key` are not used then.
         callback: called after every shot; what it is given can be kept and passed as `state`.
         progress: called with a stage ("curvature", "correction"), the windows done and their total.
+        mesh: devices; its axis 'data' shares out the windows of the curvature, and the layers when pruning.
 
     Raises:
         InputError: too few windows, a factor or a cost that is not finite; see also `init` and `curvature`.
@@ -131,7 +134,7 @@ def prune(
     state = init(params, cfg, config, key) if state is None else state
     for shot in range(int(state.shot) + 1, config.shots + 1):
         here = np.array_split(windows, config.shots)[shot - 1] if config.fresh else windows
-        state, report = run_shot(state, cfg, here, config, progress=progress)
+        state, report = run_shot(state, cfg, here, config, progress=progress, mesh=mesh)
         callback(state, report)
     return state
 
@@ -143,6 +146,7 @@ def run_shot(
     config: SurgeonConfig,
     *,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    mesh: Mesh | None = None,
 ) -> tuple[SurgeonState, ShotReport]:
     """Curvature on the windows, one pruning step, and the low-rank correction if there is one."""
     shot = int(state.shot) + 1
@@ -157,8 +161,9 @@ def run_shot(
             key=jax.random.fold_in(state.key, 0),
             products=config.products,
             progress=lambda done: progress("curvature", done, len(windows)),
+            mesh=mesh,
         )
-    state, report = prune_shot(state, factors, cfg, config, config.target(shot))
+    state, report = prune_shot(state, factors, cfg, config, config.target(shot), mesh=mesh)
     del factors  # a gigabyte and more
     if config.low_rank is not None:
         params, losses = correct(
@@ -182,6 +187,8 @@ def prune_shot(
     cfg: ModelConfig,
     config: SurgeonConfig,
     sparsity: float,
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[SurgeonState, ShotReport]:
     """One pruning step to a sparsity: costs, threshold, masks, updates.
 
@@ -191,6 +198,7 @@ def prune_shot(
         cfg: static.
         config: how; its `sparsity` and `shots` are not looked at.
         sparsity: share that is pruned afterwards, at most (ties are not cut).
+        mesh: devices; its axis 'data' shares out the layers.
 
     Raises:
         InputError: factors missing or not finite, or costs not finite.
@@ -198,11 +206,11 @@ def prune_shot(
     if config.needs_factors and factors is None:
         raise InputError(f"factors is None; method {config.method!r} needs them")
     if config.structure in UNITS:
-        shot = prune_units(state.params, state.masks, cfg, config, factors, sparsity)
+        shot = prune_units(state.params, state.masks, cfg, config, factors, sparsity, mesh)
     elif config.elementwise:
-        shot = prune_elements(state.params, state.masks, config, factors, sparsity)
+        shot = prune_elements(state.params, state.masks, config, factors, sparsity, mesh)
     else:
-        shot = prune_lines(state.params, state.masks, config, factors, sparsity)
+        shot = prune_lines(state.params, state.masks, config, factors, sparsity, mesh)
     loss = None if factors is None else float(factors.loss / factors.predictions)
     params = state.params | {"layers": shot.layers}
     report = ShotReport(

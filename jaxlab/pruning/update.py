@@ -29,7 +29,7 @@ def update(
     joint: Literal["exact", "sum"] = "exact",
     max_correlate: int = 0,
     add_update: bool = True,
-    update_scale: float = 1.0,
+    update_scale: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "rows columns"]:
     """Removes rows and columns of a matrix and moves the other weights to make up for it.
 

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from toy_model import toy, toy_tokens
 
 from jaxlab.errors import InputError
+from jaxlab.models.linear import LINEARS
 from jaxlab.parallel import initialize, make_mesh, model_rules, shard, shard_rows, shardings
+from jaxlab.pruning.config import SurgeonConfig
+from jaxlab.pruning.factors import curvature
+from jaxlab.pruning.surgeon import prune
 
 
 def test_one_process_needs_no_others():
@@ -152,3 +157,27 @@ def _random_model(model_config):
         "layers": layers,
         "final_norm": jnp.ones(32),
     }
+
+
+def test_curvature_shares_out_the_windows():
+    params, cfg = toy()
+    for windows in (16, 11):  # 11 are not shared out: they go to every device
+        tokens = toy_tokens(windows=windows, context=60)
+        alone = curvature(params, cfg, tokens)
+        spread = curvature(params, cfg, tokens, mesh=make_mesh({"data": 8}))
+        for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+            assert float(jnp.linalg.norm(one - other)) < 1e-5 * float(jnp.linalg.norm(one))
+
+
+def test_pruning_shares_out_the_layers():
+    params, cfg = toy()
+    tokens = toy_tokens(windows=16, context=10)
+    for structure in ("rowcol", "element", "units"):
+        config = SurgeonConfig(sparsity=0.2, shots=2, structure=structure, products="float32")
+        alone = prune(params, cfg, tokens, config, jax.random.key(0))
+        spread = prune(params, cfg, tokens, config, jax.random.key(0), mesh=make_mesh({"data": 8}))
+        for one, other in zip(jax.tree.leaves(alone.masks), jax.tree.leaves(spread.masks), strict=True):
+            np.testing.assert_array_equal(one, other)
+        for name in LINEARS:
+            one, other = alone.params["layers"][name], spread.params["layers"][name]
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
