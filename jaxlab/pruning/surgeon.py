@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from jaxlab.errors import InputError
@@ -213,6 +213,8 @@ def prune_shot(
         shot = prune_lines(state.params, state.masks, config, factors, sparsity, mesh)
     loss = None if factors is None else float(factors.loss / factors.predictions)
     params = state.params | {"layers": shot.layers}
+    if mesh is not None:  # the next pass over the text wants all layers on every device
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     report = ShotReport(
         int(state.shot) + 1,
         shot.threshold,

@@ -24,6 +24,7 @@ from jaxlab.models import Model, dense, evaluate, forward, load, logits, save_hf
 from jaxlab.models.linear import LINEARS, is_linear_leaf
 from jaxlab.models.loading import describe, parameter_count
 from jaxlab.models.saving import layout_note
+from jaxlab.parallel import make_mesh
 from jaxlab.progress import Progress
 from jaxlab.pruning.closure import close, gather_model
 from jaxlab.pruning.config import UNITS, SurgeonConfig
@@ -295,6 +296,7 @@ def _shots(work: _Work) -> tuple[SurgeonState, list[dict[str, Any]]]:
                 state=state,
                 callback=done,
                 progress=lambda what, done, total: stage.show(**{what: f"{done}/{total}"}),
+                mesh=make_mesh({"data": -1}) if jax.device_count() > 1 else None,
             )
     return state, [row for row in folder.metrics() if "step" in row]
 
