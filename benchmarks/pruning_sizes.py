@@ -1,0 +1,46 @@
+"""SmolLM2 at 90 to 50 % of its blocks' parameters: the Surgeon with full correlations is ahead at every size.
+
+Rows and columns, 10 shots of 5 % with 16 fresh windows of 512 tokens each, read off at every second shot. Every Surgeon
+is tried with three dampings, and the best on the validation text counts, size by size. Perplexity on texts of later
+years than the calibration text, and out of domain (`moby`). Every whole run is kept in the user's cache (delete it when
+the code changes): an interrupted benchmark goes on.
+"""
+
+from typing import Any
+
+from benchmarks.pruning_quality import TEXTS, Lab, row
+from jaxlab.pruning.config import SurgeonConfig
+from jaxlab.pruning.low_rank import LowRank
+
+SIZES = (0.9, 0.8, 0.7, 0.6, 0.5)
+DAMPINGS = (0.01, 0.1, 1.0)
+DEFAULT_DAMPING = 0.1  # of methods that look at nothing that is damped
+VARIANTS: dict[str, dict[str, Any]] = {
+    "magnitude": {"method": "magnitude"},
+    "l-obd": {"method": "l-obd"},
+    "k-obd": {"method": "k-obd"},
+    "surgeon": {},
+    "surgeon, sum": {"joint": "sum"},
+    "surgeon, m=1": {"max_correlate": 1},
+    "surgeon + low rank": {"low_rank": LowRank(share=0.125, final_epochs=0)},
+}
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """A row for each method and size."""
+    lab, rows = Lab(), []
+    shots = 2 if quick else 10
+    sizes = (0.95, 0.9) if quick else SIZES
+    for name, options in VARIANTS.items() if not quick else [("surgeon", {})]:
+        candidates = DAMPINGS if "surgeon" in name and not quick else (DEFAULT_DAMPING,)
+        tried = {}
+        for damping in candidates:
+            config = SurgeonConfig(
+                sparsity=1 - sizes[-1], shots=shots, damp_a=damping, damp_g=damping, **options
+            )
+            count = 1 if quick else 16
+            tried[damping] = lab.shots(config, count, tuple(TEXTS), every=shots // len(sizes))
+        for index, size in enumerate(sizes):
+            best = min(tried, key=lambda damping: tried[damping][index]["valid"])
+            rows.append({"size": size, "method": name, "damping": best, **row(tried[best][index])})
+    return rows
