@@ -161,7 +161,6 @@ class Lab:
         rows = [{"part": part, "method": "dense", **row(self.perplexities(self.model.params, names))}]
         variants: dict[str, dict[str, Any]] = {
             "surgeon": {},
-            "surgeon, uniform": {"allocation": "uniform"},
             "sparsegpt": {"method": "sparsegpt", "damp_a": 0.01, "allocation": "uniform"},
             "wanda": {"method": "wanda"},
         }
