@@ -1,4 +1,4 @@
-"""Perplexity of pruned SmolLM2: the Surgeon ahead of K-OBD, L-OBD, magnitude, and of llmcompressor at half the weights.
+"""Perplexity of pruned SmolLM2: the Surgeon ahead of K-OBD, L-OBD and magnitude; half the weights beside llmcompressor.
 
 `acceptance` rows: rows and columns, 8 windows x 512 tokens of curvature a shot, damping 0.1, perplexity on the first 4
 test windows of 512, with the port of the authors' code on the same windows. `element` and `2:4` rows: half of all
