@@ -16,7 +16,7 @@ from jaxlab.progress import Progress
 from jaxlab.recipes import pvq
 
 BITS = 3.25
-_GEMMA = {"model": "pkg:gemma3-270m", "calib_windows": 32}
+_CALIBRATION = {"bits": BITS, "calib_windows": 128, "tuning_windows": 128}
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -24,8 +24,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
     if quick:
         return rows_of([summary_of(dataclasses.replace(pvq.PRESETS["smoke"], bits=BITS))])
     configs = [
-        pvq.Config(bits=BITS, calib_windows=128, tuning_windows=128, windows=50),  # 51,200 test tokens
-        pvq.Config(bits=BITS, windows=16, **_GEMMA),
+        pvq.Config(windows=50, **_CALIBRATION),  # 51,200 test tokens
+        pvq.Config(model="pkg:gemma3-270m", **_CALIBRATION),
     ]
     return rows_of([summary_of(config) for config in configs])
 

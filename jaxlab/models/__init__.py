@@ -10,7 +10,7 @@ _EXPORTS = {
     "packages": ("DEFAULT_MODEL",),
     "config": ("LayerWidths", "ModelConfig", "RopeScaling"),
     "transformer": ("forward", "logits", "embed", "block", "layer_geometry", "INPUT_SITES", "Forward"),
-    "stacking": ("stack_layers", "unstack_layers"),
+    "stacking": ("stack_layers", "stack_padded", "unstack_layers"),
     "linear": ("LINEARS", "dense", "register_linear"),  # the function `linear` would hide behind its module
     "adapters": ("LoRA", "init_lora", "merge_lora", "adapters_of", "with_adapters"),
     "gathered": ("Gathered", "gather"),

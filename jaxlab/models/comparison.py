@@ -56,13 +56,18 @@ def _score(
 ) -> tuple[Array, Array]:
     def score(position: tuple[Array, ...]) -> tuple[Array, Array]:
         target, *rows = position
-        log_p = jnp.stack(
-            [
-                jax.nn.log_softmax(logits(head, cfg, row).astype(jnp.float32))
-                for head, row in zip(heads, rows, strict=True)
-            ]
-        )
-        return log_p[:, target], jnp.sum(jnp.exp(log_p[0]) * (log_p[0] - log_p), axis=-1)
+        # Of every model the scores over the vocabulary are gone before the next one's are made.
+        first = logits(heads[0], cfg, rows[0]).astype(jnp.float32)
+        log_sum = jax.nn.logsumexp(first)
+        p = jnp.exp(first - log_sum)
+        found = [(first[target] - log_sum, jnp.zeros(()))]
+        for head, row in zip(heads[1:], rows[1:], strict=True):
+            other = logits(head, cfg, row).astype(jnp.float32)
+            other_sum = jax.nn.logsumexp(other)
+            kl = jnp.sum(p * ((first - log_sum) - (other - other_sum)))
+            found.append((other[target] - other_sum, kl))
+        scores, kl = zip(*found, strict=True)
+        return jnp.stack(scores), jnp.stack(kl)
 
     scores, kl = jax.lax.map(score, (targets, *hidden), batch_size=chunk)
     return scores.T, kl.T

@@ -62,17 +62,18 @@ def fast_transposed_product(
 
 
 @jax.custom_vjp
-def _multiply(x: Float[Array, "... inputs"], weight: BFloat16[Array, "outputs inputs"]) -> Array:
-    return _product(x, weight, 1)
+def _multiply(x: Float[Array, "... inputs"], matrix: FastMatrix) -> Array:
+    return _product(x, matrix.weight, 1)
 
 
-def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, weight, 1), (weight, jnp.zeros((), x.dtype))
+def _forward(x: Array, matrix: FastMatrix) -> tuple[Array, tuple[FastMatrix, Array]]:
+    # The bits themselves are kept, so that a backward loop over layers slices the stack that is there already.
+    return _product(x, matrix.weight, 1), (matrix, jnp.zeros((), x.dtype))
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    weight, like = saved
-    return _product(gradient, weight, 0).astype(like.dtype), jnp.zeros_like(weight)
+def _backward(saved: tuple[FastMatrix, Array], gradient: Array) -> tuple[Array, None]:
+    matrix, like = saved
+    return _product(gradient, matrix.weight, 0).astype(like.dtype), None
 
 
 def _product(x: Array, weight: Array, axis: int) -> Array:
@@ -84,6 +85,6 @@ def _product(x: Array, weight: Array, axis: int) -> Array:
 _multiply.defvjp(_forward, _backward)
 register_linear(
     FastMatrix,
-    lambda x, leaf: _multiply(x, leaf.weight).astype(x.dtype),
+    lambda x, leaf: _multiply(x, leaf).astype(x.dtype),
     lambda leaf: leaf.weight.astype(jnp.float32),
 )

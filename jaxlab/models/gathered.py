@@ -28,14 +28,14 @@ class Gathered:
     """The matrix W `[size, width]` with W[rows][:, columns] = weight and zeros everywhere else.
 
     Attributes:
-        weight: what is left of the matrix.
+        weight: what is left of the matrix; any leaf that `linear` takes.
         rows: int32, increasing, in [0, size).
         columns: int32, increasing, in [0, width).
         size: number of outputs.
         width: number of inputs.
     """
 
-    weight: Float[Array, "*stack n_out n_in"]
+    weight: Any
     rows: Int[Array, "*stack n_out"]
     columns: Int[Array, "*stack n_in"]
     size: int
@@ -107,10 +107,11 @@ def _apply(x: Float[Array, "... width"], leaf: Gathered) -> Float[Array, "... si
 
 
 def _dense(leaf: Gathered) -> Float[Array, "*stack size width"]:
-    if leaf.weight.ndim > 2:
+    if leaf.rows.ndim > 1:
         return jax.vmap(_dense)(leaf)
-    full = jnp.zeros((leaf.size, leaf.width), leaf.weight.dtype)
-    return full.at[leaf.rows[:, None], leaf.columns].set(leaf.weight)
+    weight = dense(leaf.weight)
+    full = jnp.zeros((leaf.size, leaf.width), weight.dtype)
+    return full.at[leaf.rows[:, None], leaf.columns].set(weight)
 
 
 register_linear(Gathered, _apply, _dense)

@@ -20,6 +20,9 @@ FAMILY_OF = {
     "gemma3": "gemma3",  # with a vision tower, of which only the language model is used
 }
 
+NOTES = "jaxlab"
+"""Key of what this library notes in `config.json`; everybody else ignores it."""
+
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import operator
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 
 from jaxlab.errors import InputError
 from jaxlab.models.compact import INDICES, config_from_compact, is_compact, params_from_compact
-from jaxlab.models.config import ModelConfig
+from jaxlab.models.config import LayerWidths, ModelConfig
 from jaxlab.models.gguf import read_gguf
 from jaxlab.models.gguf_weights import config_from_gguf, params_from_gguf
 from jaxlab.models.hub import snapshot
-from jaxlab.models.huggingface import config_from_hf
+from jaxlab.models.huggingface import NOTES, config_from_hf
 from jaxlab.models.packages import PACKAGES, is_available, weight_file
 from jaxlab.models.safetensors_weights import open_safetensors, params_from_safetensors, weight_files
 from jaxlab.models.tokenizers import tokenizer_from_directory, tokenizer_from_gguf
@@ -231,7 +232,27 @@ def _read_config(directory: Path) -> ModelConfig:
     generation = _read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
     config = _read_json(directory / CONFIG)
     read = config_from_compact if is_compact(config) else config_from_hf
-    return read(config, source=str(directory / CONFIG), generation=generation)
+    cfg = read(config, source=str(directory / CONFIG), generation=generation)
+    widths = (config.get("quantization_config") or {}).get("layer_widths")  # of a pruned and quantized model
+    if widths is None:
+        return cfg
+    try:
+        return replace(cfg, layer_widths=tuple(LayerWidths(*map(operator.index, pair)) for pair in widths))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{directory / CONFIG}: quantization_config.layer_widths is damaged: {error}"
+        ) from error
+
+
+def pruned_from(source: str | os.PathLike[str]) -> str | None:
+    """The model from which a directory was pruned, as `load` takes it; None where that is not on record.
+
+    Args:
+      source: as for `load`.
+    """
+    path = resolve(source)
+    notes = _read_json(path / CONFIG).get(NOTES) if path.is_dir() else None
+    return notes.get("pruned_from") if isinstance(notes, dict) else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

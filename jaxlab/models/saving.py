@@ -7,6 +7,7 @@ width are padded with zeros to the widest. `compact`: every matrix as small as i
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from jaxlab.files import atomic_directory
 from jaxlab.models.compact import compact_config, index_buffers, write_sources
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.gathered import Gathered
-from jaxlab.models.huggingface import config_to_hf
+from jaxlab.models.huggingface import NOTES, config_to_hf
 from jaxlab.models.linear import dense
 from jaxlab.models.safetensors_weights import WEIGHTS, tensor_name
 from jaxlab.models.validation import layer_shapes, top_shapes
@@ -39,6 +40,7 @@ def save_hf(
     *,
     dtype: Any = jnp.float32,
     layout: str = "masked",
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Saves a model with `config.json`, `model.safetensors` and its tokenizer.
 
@@ -53,6 +55,7 @@ def save_hf(
       dtype: float32, bfloat16 or float16.
       layout: "masked" has the sizes of `cfg`, "uniform" those of its widest layer: what a layer lacks is filled with
         zeros. "compact" stores each layer as it is; `load` gives the same parameters back, layers as a tuple.
+      notes: for `config.json`, under the key "jaxlab".
 
     Raises:
       InputError: unsupported `dtype`, `layout` or `cfg`, or a leaf has another shape than `cfg` says, holds NaN,
@@ -71,7 +74,8 @@ def save_hf(
     config = compact_config(params, cfg) if compact else config_to_hf(stored)
     tensors = named_tensors(params, cfg, dtype, layout=layout, stored=stored)
     with atomic_directory(directory) as temporary:
-        write_config_and_tokenizer(temporary, config | {"dtype": dtype.name}, tokenizer)
+        noted = {NOTES: dict(notes)} if notes else {}
+        write_config_and_tokenizer(temporary, config | noted | {"dtype": dtype.name}, tokenizer)
         write_safetensors(temporary / WEIGHTS, tensors)
         if compact:
             write_sources(temporary, cfg.family)

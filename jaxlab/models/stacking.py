@@ -1,11 +1,15 @@
 """The two layouts of a model's layers: stacked for `lax.scan`, or a tuple of layers that may differ."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxlab.errors import InputError
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.linear import dense
+from jaxlab.models.validation import check_params, layer_shapes
 
 
 @jax.jit
@@ -42,3 +46,36 @@ def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
                 f"stack_layers: layer {i} is not made like layer 0; keep params['layers'] a tuple"
             )
     return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def stack_padded(params: dict[str, Any], cfg: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
+    """The same model with dense, stacked layers: narrower ones are filled with zeros to the widths of `cfg`.
+
+    Logits stay as they are: a hidden unit or a key-value group of zeros adds nothing.
+
+    Args:
+        params: the model; layers a tuple or stacked, of any leaves that `linear` takes.
+        cfg: its configuration.
+
+    Returns:
+        Parameters, and the configuration without `layer_widths`.
+
+    Raises:
+        InputError: names or shapes are not those of `cfg`.
+    """
+    check_params(params, cfg)
+    uniform = dataclasses.replace(cfg, layer_widths=None)
+    layers = params["layers"]
+    top = {name: dense(leaf) for name, leaf in params.items() if name != "layers"}
+    if not isinstance(layers, tuple):
+        return top | {"layers": {name: dense(leaf) for name, leaf in layers.items()}}, uniform
+    stacked = {}
+    for name, room in layer_shapes(uniform).items():
+        padded = []
+        for layer in layers:
+            leaf = dense(layer[name])
+            padded.append(
+                jnp.pad(leaf, [(0, most - size) for most, size in zip(room, leaf.shape, strict=True)])
+            )
+        stacked[name] = jnp.stack(padded)
+    return top | {"layers": stacked}, uniform

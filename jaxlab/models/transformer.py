@@ -8,7 +8,7 @@ have no key-value heads or no hidden units left.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +126,56 @@ def block(
     return _block(layer, cfg, hidden, rope, window, segment_ids, cache, layer_index)
 
 
+def attention_input(
+    layer: dict[str, Any], cfg: ModelConfig, hidden: Float[Array, "batch time hidden"]
+) -> Float[Array, "batch time hidden"]:
+    """What q, k and v read."""
+    return rms_norm(hidden, layer["attn_norm"], cfg)
+
+
+def attention_output(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    normed: Float[Array, "batch time hidden"],
+    *,
+    inverse_frequencies: Float[Array, " half_dim"],
+    window: int | Int[Array, ""] | None = None,
+) -> Float[Array, "batch time heads"]:
+    """What o reads, from what q, k and v read; arguments as for `block`."""
+    rope = rotary_factors(inverse_frequencies, default_positions(normed.shape[0], normed.shape[1], None))
+    return _attention_output(layer, cfg, normed, rope, window, None, None, 0)[0]
+
+
+def mlp_input(
+    layer: dict[str, Any], cfg: ModelConfig, hidden: Float[Array, "batch time hidden"]
+) -> Float[Array, "batch time hidden"]:
+    """What gate and up read, from the residual stream after attention."""
+    return rms_norm(hidden, layer["mlp_norm"], cfg)
+
+
+def mlp_hidden(
+    layer: dict[str, Any], cfg: ModelConfig, normed: Float[Array, "batch time hidden"]
+) -> Float[Array, "batch time units"]:
+    """What down reads, from what gate and up read."""
+    gate, up = _affine(normed, layer, "gate"), _affine(normed, layer, "up")
+    return _ACTIVATIONS[cfg.activation](gate) * up
+
+
+def add_branch(
+    layer: dict[str, Any],
+    cfg: ModelConfig,
+    hidden: Float[Array, "batch time hidden"],
+    product: Float[Array, "batch time hidden"],
+    name: Literal["o", "down"],
+) -> Float[Array, "batch time hidden"]:
+    """The residual stream after a branch, given what its last matrix made of its input (without the bias)."""
+    bias = layer.get(f"{name}_bias")
+    branch = product if bias is None else product + jnp.asarray(bias, product.dtype)
+    if cfg.sandwich_norms:
+        branch = rms_norm(branch, layer["post_attn_norm" if name == "o" else "post_mlp_norm"], cfg)
+    return hidden + branch
+
+
 def _block(
     layer: dict[str, Any],
     cfg: ModelConfig,
@@ -137,40 +187,30 @@ def _block(
     layer_index: int | Array,
 ) -> tuple[Array, Cache | None, Taps]:
     """`block`, given cos and sin."""
-    hidden, cache, taps = _attention_part(layer, cfg, hidden, rope, window, segment_ids, cache, layer_index)
-    hidden, mlp_taps = mlp_part(layer, cfg, hidden)
-    return hidden, cache, taps | mlp_taps
+    taps = {"attention_input": attention_input(layer, cfg, hidden)}
+    taps["attention_output"], cache = _attention_output(
+        layer, cfg, taps["attention_input"], rope, window, segment_ids, cache, layer_index
+    )
+    hidden = add_branch(layer, cfg, hidden, linear(taps["attention_output"], layer["o"]), "o")
+    taps["mlp_input"] = mlp_input(layer, cfg, hidden)
+    taps["mlp_hidden"] = mlp_hidden(layer, cfg, taps["mlp_input"])
+    hidden = add_branch(layer, cfg, hidden, linear(taps["mlp_hidden"], layer["down"]), "down")
+    return hidden, cache, taps
 
 
-def attention_part(
+def _attention_output(
     layer: dict[str, Any],
     cfg: ModelConfig,
-    hidden: Float[Array, "batch time hidden"],
-    *,
-    inverse_frequencies: Float[Array, " half_dim"],
-    window: int | Int[Array, ""] | None = None,
-) -> tuple[Float[Array, "batch time hidden"], Taps]:
-    """The first half of a block: the residual stream after attention, and the taps up to there; see `block`."""
-    rope = rotary_factors(inverse_frequencies, default_positions(hidden.shape[0], hidden.shape[1], None))
-    hidden, _, taps = _attention_part(layer, cfg, hidden, rope, window, None, None, 0)
-    return hidden, taps
-
-
-def _attention_part(
-    layer: dict[str, Any],
-    cfg: ModelConfig,
-    hidden: Array,
+    normed: Array,
     rope: tuple[Array, Array],
     window: int | Array | None,
     segment_ids: Array | None,
     cache: Cache | None,
     layer_index: int | Array,
-) -> tuple[Array, Cache | None, Taps]:
-    batch, time, _ = hidden.shape
-    attention_input = rms_norm(hidden, layer["attn_norm"], cfg)
-    q = _heads(_affine(attention_input, layer, "q"), cfg)
-    k = _heads(_affine(attention_input, layer, "k"), cfg)
-    v = _heads(_affine(attention_input, layer, "v"), cfg)
+) -> tuple[Array, Cache | None]:
+    q = _heads(_affine(normed, layer, "q"), cfg)
+    k = _heads(_affine(normed, layer, "k"), cfg)
+    v = _heads(_affine(normed, layer, "v"), cfg)
     if cfg.qk_norm:
         q, k = rms_norm(q, layer["q_norm"], cfg), rms_norm(k, layer["k_norm"], cfg)
     q, k = rotate(q, *rope), rotate(k, *rope)
@@ -185,25 +225,7 @@ def _attention_part(
         cache = write(cache, layer_index, k, v)
         keys, values = read(cache, layer_index, kv_heads)
         mixed = attend(q, keys, values, scale=scale, window=window, first_slot=cache.length)
-    attention_output = mixed.reshape(batch, time, -1)
-    branch = _affine(attention_output, layer, "o")
-    if cfg.sandwich_norms:
-        branch = rms_norm(branch, layer["post_attn_norm"], cfg)
-    taps = {"attention_input": attention_input, "attention_output": attention_output}
-    return hidden + branch, cache, taps
-
-
-def mlp_part(
-    layer: dict[str, Any], cfg: ModelConfig, hidden: Float[Array, "batch time hidden"]
-) -> tuple[Float[Array, "batch time hidden"], Taps]:
-    """The second half of a block, from the residual stream after attention; see `block`."""
-    mlp_input = rms_norm(hidden, layer["mlp_norm"], cfg)
-    gate, up = _affine(mlp_input, layer, "gate"), _affine(mlp_input, layer, "up")
-    mlp_hidden = _ACTIVATIONS[cfg.activation](gate) * up
-    branch = _affine(mlp_hidden, layer, "down")
-    if cfg.sandwich_norms:
-        branch = rms_norm(branch, layer["post_mlp_norm"], cfg)
-    return hidden + branch, {"mlp_input": mlp_input, "mlp_hidden": mlp_hidden}
+    return mixed.reshape(*normed.shape[:2], -1), cache
 
 
 def run_layers(

@@ -5,6 +5,7 @@ rows of all matrices of one width are laid end to end, each with its own pulses 
 expanded in pieces of a fixed number of rows.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt32
 
 from jaxlab.kernels.pyramid_index import unrank
+from jaxlab.models.gathered import Gathered
 from jaxlab.quantization.packing import unpack
 from jaxlab.quantization.pvq import PVQTensor
 from jaxlab.quantization.rotation import unrotate
@@ -42,10 +44,17 @@ def expand(tensors: Mapping[str, Any], *, dtype: Any = jnp.float32) -> dict[str,
     Equal to `dequantize` of each, much faster for many.
 
     Args:
-      tensors: `PVQTensor`s and `ScalarTensor`s without stacked axes, and arrays (which only change their
-        dtype).
+      tensors: `PVQTensor`s and `ScalarTensor`s without stacked axes, `Gathered` with one of them (which stay
+        `Gathered`), and arrays (which only change their dtype).
       dtype: of the results.
     """
+    parts = {name: leaf for name, leaf in tensors.items() if isinstance(leaf, Gathered)}
+    if parts:
+        weights = {name: leaf.weight for name, leaf in parts.items()}
+        dense_weights = expand({**tensors, **weights}, dtype=dtype)
+        return dense_weights | {
+            name: dataclasses.replace(leaf, weight=dense_weights[name]) for name, leaf in parts.items()
+        }
     dense: dict[str, Any] = {}
     alike: dict[tuple[int, int, bool], list[str]] = {}
     for name, tensor in tensors.items():
@@ -62,15 +71,30 @@ def expand(tensors: Mapping[str, Any], *, dtype: Any = jnp.float32) -> dict[str,
 
 
 def expand_params(params: dict[str, Any], *, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """A model with quantized leaves (layers as a tuple) as a dense one with stacked layers."""
+    """A model with quantized leaves (layers as a tuple) as a dense one; see `stack_where_alike` for its layers."""
     layers = params["layers"]
     flat = {f"{index} {name}": leaf for index, layer in enumerate(layers) for name, leaf in layer.items()}
     flat |= {name: leaf for name, leaf in params.items() if name != "layers"}
     dense = expand(flat, dtype=dtype)
-    stacked = {
-        name: jnp.stack([dense[f"{index} {name}"] for index in range(len(layers))]) for name in layers[0]
-    }
-    return {name: dense[name] for name in params if name != "layers"} | {"layers": stacked}
+    expanded = tuple({name: dense[f"{index} {name}"] for name in layer} for index, layer in enumerate(layers))
+    return stack_where_alike(
+        {name: dense[name] for name in params if name != "layers"} | {"layers": expanded}
+    )
+
+
+def stack_where_alike(params: dict[str, Any]) -> dict[str, Any]:
+    """The model with stacked layers, or as it is if they differ in width or have `Gathered` matrices."""
+    layers = params["layers"]
+    first = {name: leaf.shape for name, leaf in layers[0].items() if not isinstance(leaf, Gathered)}
+    for layer in layers:
+        if any(isinstance(leaf, Gathered) or leaf.shape != first.get(name) for name, leaf in layer.items()):
+            return params
+    return {**params, "layers": {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}}
+
+
+def is_quantized(leaf: Any) -> bool:
+    """Whether a leaf is a quantized matrix."""
+    return isinstance(leaf, PVQTensor | ScalarTensor)
 
 
 def _expand_alike(tensors: Sequence[PVQTensor], columns: int, n: int, *, rotated: bool) -> list[np.ndarray]:

@@ -23,7 +23,18 @@ from jaxlab.models.linear import LINEARS, dense
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
 from jaxlab.models.transformer import INPUT_SITES, embed
-from jaxlab.quantization.activations import PART_OF, block_inputs, second_moment
+from jaxlab.quantization.activations import BRANCHES, after_branch, block_inputs, second_moment, site_inputs
+from jaxlab.quantization.parts import (
+    Part,
+    Parts,
+    cut,
+    cut_inputs,
+    cut_outputs,
+    part_of,
+    put_back,
+    spread_rows,
+    take_rows,
+)
 from jaxlab.quantization.pvq import PVQTensor, dequantize, feedback_factor, quantize_prepared
 from jaxlab.quantization.rotation import random_signs
 from jaxlab.quantization.scalar import ScalarSpec, ScalarTensor, dequantize_scalar, quantize_scalar
@@ -95,6 +106,7 @@ def quantize_layers(
     token_weights: Mapping[str, Float[Array, "layers windows context"]] | None = None,
     output_moments: Mapping[str, Float[Array, "layers rows rows"]] | None = None,
     done: Sequence[Mapping[str, QuantizedTensor]] = (),
+    parts: Parts | None = None,
     row_map: RowMap = lambda function: function,
 ) -> Iterator[QuantizedLayer]:
     """Quantizes the matrices of a model's blocks, first block first.
@@ -111,6 +123,7 @@ def quantize_layers(
         PVQ then passes errors on between rows too.
       done: tensors of the first blocks from an interrupted run; the iterator goes on after them, with the
         same result.
+      parts: of a pruned model what is left of each matrix, see `find_parts`; only that is coded. None is all.
       row_map: wraps the row-wise quantizer `f(rows, *replicated)`, e.g. to shard rows over devices.
 
     Yields:
@@ -136,22 +149,30 @@ def quantize_layers(
         place = take_layer(geometry, index)
         if state is not None and state.exact is not None:
             exact, inputs = block_inputs(with_fast_products(layer), cfg, state.exact, *place)
-        result = None
+        result, after = None, None
         if index < len(done):
-            tensors = dict(done[index])
+            if state is not None:
+                approximate = layer | {
+                    name: dequantize_part(tensor, part_of(parts, index, name), layer[name].shape)
+                    for name, tensor in done[index].items()
+                }
+                after = _after_block(with_fast_products(approximate), cfg, state.quantized, place)
         else:
             by_layer = (dict(token_weights or {}), dict(output_moments or {}))
             weights, outputs = take_layer(by_layer, index)
             calibration = None
             if state is not None:
                 calibration = _Calibration(cfg, state.quantized, inputs, place, weights, outputs)
-            result = _quantize_layer(
-                layer, scheme, jax.random.fold_in(key, index), index, calibration, row_map
+            result, after = _quantize_layer(
+                layer,
+                scheme,
+                jax.random.fold_in(key, index),
+                index,
+                calibration,
+                None if parts is None else parts[index],
+                row_map,
             )
-            tensors = result.tensors
-        if state is not None and index + 1 < cfg.num_layers:
-            approximate = layer | {name: dequantize_any(tensor) for name, tensor in tensors.items()}
-            after, _ = block_inputs(with_fast_products(approximate), cfg, state.quantized, *place, sites=())
+        if after is not None:
             state = _Activations(exact, after)
         if result is not None:
             yield result
@@ -160,6 +181,13 @@ def quantize_layers(
 def dequantize_any(tensor: QuantizedTensor) -> Float[Array, "*stack rows columns"]:
     """The matrix that a quantized tensor of either kind stands for."""
     return dequantize(tensor) if isinstance(tensor, PVQTensor) else dequantize_scalar(tensor)
+
+
+def dequantize_part(
+    tensor: QuantizedTensor, one: Part | None, shape: tuple[int, ...]
+) -> Float[Array, "rows columns"]:
+    """The matrix `shape` of a model with stacked layers, of which a part is quantized; zeros elsewhere."""
+    return put_back(dequantize_any(spread_rows(tensor, one, shape[0])), one, shape[1])
 
 
 def layer_of(params: dict[str, Any], index: int) -> dict[str, Any]:
@@ -182,7 +210,7 @@ class _Calibration(NamedTuple):
 
     cfg: ModelConfig
     hidden: Float[Array, "windows context hidden"]
-    """Residual stream of the quantized model before the block, or before its second half."""
+    """Residual stream of the quantized model before the block."""
     exact: dict[str, Array] | None
     """Inputs of the block's matrices in the exact model (with correction)."""
     place: tuple[Array, Array]
@@ -199,50 +227,64 @@ def _quantize_layer(
     key: jax.Array,
     index: int,
     calibration: _Calibration | None,
+    parts: Mapping[str, Part] | None,
     row_map: RowMap,
-) -> QuantizedLayer:
-    """The matrices in the order in which the block uses them, each site's inputs as those before it leave them."""
+) -> tuple[QuantizedLayer, Float[Array, "windows context hidden"] | None]:
+    """The matrices in the order in which the block uses them, each site's inputs as those before it leave them.
+
+    Returns:
+      The block, and the residual stream after it (with calibration).
+    """
     specs = scheme.specs[index]
     tensors: dict[str, QuantizedTensor] = {}
     weight_sqnr: dict[str, float] = {}
     output_sqnr: dict[str, float] = {}
     current = dict(layer)
+    hidden = None if calibration is None else calibration.hidden
     for number, (site, names) in enumerate(INPUT_SITES.items()):
         matrices = {name: dense(layer[name]).astype(jnp.float32) for name in names}
         for name, w in matrices.items():
             if not bool(jnp.isfinite(w).all()):
                 raise InputError(f"non-finite weight in layer {index}, matrix {name}")
-        size = matrices[names[0]].shape[1]
-        signs = random_signs(jax.random.fold_in(key, number), size) if scheme.rotated else None
         moments: dict[str, _Moments] = {}
-        factors: dict[str, Array] = {}
+        rows = None
         if calibration is not None:
-            if site == "mlp_input":
-                calibration = _after_attention(with_fast_products(current), calibration)
-            moments = _moments(with_fast_products(current), calibration, site)
-            try:
-                factors = {
-                    source: feedback_factor(moment.hessian, signs, damping=scheme.damping)
-                    for source, moment in moments.items()
-                }
-            except InputError as error:
-                raise InputError(f"layer {index}, {site}: {error}") from error
+            inputs, rows = site_inputs(
+                with_fast_products(current), calibration.cfg, hidden, *calibration.place, site=site
+            )
+            moments = _moments(inputs, calibration, site)
+        site_key = jax.random.fold_in(key, number)
+        factors: dict[tuple[str, bytes], Array] = {}  # matrices of one input share it, unless parts differ
         for name, w in matrices.items():
-            target, factor, outputs = w, None, None
+            one = None if parts is None else parts[name]
+            target, factor, outputs = cut(w, one), None, None
+            signs = random_signs(site_key, target.shape[1]) if scheme.rotated else None
             moment = moments.get(name, moments.get(site))
             if calibration is not None and moment is not None:
-                factor = factors.get(name, factors.get(site))
+                hessian = cut_inputs(moment.hessian, one)
+                which = (name if name in moments else site, b"" if one is None else one.columns.tobytes())
+                if which not in factors:
+                    try:
+                        factors[which] = feedback_factor(hessian, signs, damping=scheme.damping)
+                    except InputError as error:
+                        raise InputError(f"layer {index}, {site}: {error}") from error
+                factor = factors[which]
                 outputs = calibration.outputs.get(name)
+                if outputs is not None:
+                    outputs = cut_outputs(damped(outputs.astype(jnp.float32), scheme.output_damping), one)
                 if moment.cross is not None:
-                    target = _corrected(w, moment.hessian, moment.cross, scheme.damping, scheme.correction)
+                    cross = cut_inputs(moment.cross, one)
+                    target = _corrected(target, hessian, cross, scheme.damping, scheme.correction)
             tensor = _quantize_matrix(target, signs, factor, outputs, specs[name], scheme, row_map)
-            approximate = dequantize_any(tensor)
-            tensors[name] = tensor
+            approximate = put_back(dequantize_any(tensor), one, w.shape[1])
+            tensors[name] = take_rows(tensor, one)
             current[name] = approximate
             weight_sqnr[name] = float(_sqnr(w, approximate, None))
             if moment is not None:
                 output_sqnr[name] = float(_sqnr(w, approximate, moment.hessian))
-    return QuantizedLayer(index, tensors, weight_sqnr, output_sqnr)
+        if calibration is not None and site in BRANCHES:
+            hidden = after_branch(with_fast_products(current), calibration.cfg, hidden, rows, site=site)
+    return QuantizedLayer(index, tensors, weight_sqnr, output_sqnr), hidden
 
 
 def _quantize_matrix(
@@ -258,8 +300,6 @@ def _quantize_matrix(
     if isinstance(spec, ScalarSpec):
         tensor = quantize_scalar(w, signs, factor, spec=spec, row_map=row_map)
     else:
-        if outputs is not None:
-            outputs = damped(outputs.astype(jnp.float32), scheme.output_damping)
         tensor = quantize_prepared(
             w,
             signs,
@@ -278,25 +318,21 @@ def _quantize_matrix(
     return tensor
 
 
-def _after_attention(layer: dict[str, Any], calibration: _Calibration) -> _Calibration:
-    """For the second half of the block, with the first half quantized."""
-    hidden, _ = block_inputs(
-        layer, calibration.cfg, calibration.hidden, *calibration.place, part="attention", sites=()
-    )
-    return calibration._replace(hidden=hidden)
+def _after_block(layer: dict[str, Any], cfg: ModelConfig, hidden: Array, place: tuple[Array, Array]) -> Array:
+    """As `_quantize_layer` leaves the residual stream, to the bit."""
+    for site in BRANCHES:
+        _, rows = site_inputs(layer, cfg, hidden, *place, site=site)
+        hidden = after_branch(layer, cfg, hidden, rows, site=site)
+    return hidden
 
 
-def _moments(layer: dict[str, Any], calibration: _Calibration, site: str) -> dict[str, _Moments]:
+def _moments(inputs: Array, calibration: _Calibration, site: str) -> dict[str, _Moments]:
     """Moments of the inputs of each matrix at a site, each token with its weight; without weights, of the site."""
-    _, inputs = block_inputs(
-        layer, calibration.cfg, calibration.hidden, *calibration.place, part=PART_OF[site], sites=(site,)
-    )
     exact = None if calibration.exact is None else calibration.exact[site]
     if not calibration.weights:
-        return {site: _Moments(*second_moment(inputs[site], exact, None))}
+        return {site: _Moments(*second_moment(inputs, exact, None))}
     return {
-        name: _Moments(*second_moment(inputs[site], exact, calibration.weights[name]))
-        for name in INPUT_SITES[site]
+        name: _Moments(*second_moment(inputs, exact, calibration.weights[name])) for name in INPUT_SITES[site]
     }
 
 

@@ -8,7 +8,7 @@ points on a sphere of n - 1 dimensions, times a measured factor; the gain's is t
 import functools
 import heapq
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import special
 from jaxlab.errors import InputError
 from jaxlab.kernels.pyramid_index import count
 from jaxlab.quantization.gains import gain_levels
+from jaxlab.quantization.scalar import ScalarGrid, ScalarSpec
 from jaxlab.quantization.spec import Grid, PVQSpec, index_bits
 
 MAX_PLANNED_INDEX_BITS = 64
@@ -131,6 +132,48 @@ def plan(
         if following is not None:
             heapq.heappush(queue, (-following[0], order, name))
     return {name: ladders[name][steps[name]].spec for name in shapes}
+
+
+def nearest_scalar_codes(
+    shapes: Collection[tuple[int, int]], bits: float, grid: ScalarGrid
+) -> dict[int, ScalarSpec]:
+    """Scalar codes of one bit width whose real rate over all matrices is the nearest that is not below `bits`.
+
+    "minmax" is the usual round-to-nearest, which keeps outliers; on rotated weights, which have none, the clipped
+    symmetric "midrise" code is better at every rate.
+
+    Args:
+      shapes: rows and columns of every matrix.
+      bits: rate, bits a weight.
+      grid: of the codes.
+
+    Returns:
+      By number of columns the code. All have groups of one size where a size of 32 or more (smaller ones spend more on
+      scales than on codes) divides every width; else each width has groups of its divisor nearest to that size.
+
+    Raises:
+      InputError: no code has so many bits.
+    """
+    common = math.gcd(*(columns for _, columns in shapes))
+    weights = sum(rows * columns for rows, columns in shapes)
+    sizes = [size for size in range(32, 257) if common % size == 0] or list(range(32, 257))
+
+    def code(columns: int, width: int, size: int) -> ScalarSpec:
+        divisors = [d for d in range(1, min(columns, 256) + 1) if columns % d == 0]
+        group = min(divisors, key=lambda d: abs(math.log(d / size)))
+        return ScalarSpec(width, group, grid, clip=grid != "minmax")
+
+    def rate(codes: dict[int, ScalarSpec]) -> float:
+        return sum(rows * columns * codes[columns].stored_bits(columns) for rows, columns in shapes) / weights
+
+    widths = {columns for _, columns in shapes}
+    every = [
+        {columns: code(columns, width, size) for columns in widths} for width in range(1, 9) for size in sizes
+    ]
+    fitting = [codes for codes in every if rate(codes) >= bits - 1e-9]
+    if not fitting:
+        raise InputError(f"no scalar code of up to 8 bits a weight takes {bits} bits or more")
+    return min(fitting, key=rate)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,13 +1,15 @@
 """Quantizes a real language model by Pyramid Vector Quantization and measures it beside round-to-nearest and GPTQ.
 
 Calibrates on real text, quantizes every matrix of every block at a budget of real bits a weight, saves a folder that
-`jaxlab.models.load` opens, loads it again, and compares perplexity and divergence with the unquantized model.
+`jaxlab.models.load` opens, loads it again, and compares perplexity and divergence with the unquantized model. Of a
+pruned model only what is left is coded, and the model before pruning stands in the comparison too.
 """
 
 import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,18 +18,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab import data
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, ResourceError
 from jaxlab.files import atomic_file
-from jaxlab.models import Model, forward, load, logits, windows
+from jaxlab.models import Model, describe, evaluate, forward, load, logits, stack_padded, windows
 from jaxlab.models.comparison import compare
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
+from jaxlab.models.loading import parameter_count, pruned_from
 from jaxlab.models.safetensors_weights import WEIGHTS
+from jaxlab.models.validation import layer_shapes
 from jaxlab.progress import Progress
 from jaxlab.quantization.expansion import expand_params
 from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantized, write_tensors
-from jaxlab.quantization.model import QuantizedLayer, Scheme, dequantize_any, layer_of, quantize_layers
-from jaxlab.quantization.planner import plan
+from jaxlab.quantization.model import (
+    QuantizedLayer,
+    Scheme,
+    Spec,
+    dequantize_part,
+    layer_of,
+    quantize_layers,
+)
+from jaxlab.quantization.parts import Parts, as_leaf, find_parts, part_of
+from jaxlab.quantization.planner import nearest_scalar_codes, plan
 from jaxlab.quantization.pvq import PVQTensor
 from jaxlab.quantization.scalar import ScalarGrid, ScalarSpec, quantize_scalar
 from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
@@ -42,11 +54,12 @@ class Config:
     """Options of the pvq recipe."""
 
     model: str = "pkg:smollm2"
-    """Model to quantize: pkg:NAME, hf:ORG/NAME, a Hugging Face directory or a .gguf file."""
+    """Model to quantize: pkg:NAME, hf:ORG/NAME, a Hugging Face directory, a .gguf file, or a folder saved by jaxlab
+    (such as the `pruned` one of a run of surgeon)."""
     bits: float = 3.25
     """Budget of real bits per weight over all matrices of the blocks: codes, scales, levels, signs and padding."""
     group: int = 16
-    """Weights per lattice group; must divide the width of every matrix."""
+    """Weights per lattice group; must divide the width of every matrix (a pruned one is filled up)."""
     calib: str = "sotu:calib"
     """Calibration text: a corpus name (sotu:calib, moby, ...) or a path."""
     calib_windows: int = 96
@@ -117,6 +130,7 @@ PRESETS = {
 
 _EMBEDDING = ScalarSpec(bits=8, group=32, grid="midtread")
 _PARTIAL = "partial"
+_WIDTHS = 32  # of pruned matrices are multiples of this: each one is a program to compile
 _TOKENS_A_COLUMN = 8  # of the widest matrix, for the predicted costs; more hardly change them
 
 
@@ -127,9 +141,14 @@ class _Work(NamedTuple):
     folder: RunFolder
     progress: Progress
     model: Model
+    """With stacked layers of equal widths."""
     calibration: jax.Array
     tuning: np.ndarray
     test: np.ndarray
+    parts: Parts | None
+    """Of a pruned model what is left of each matrix."""
+    cfg: ModelConfig
+    """Of the quantized model."""
 
     def partial(self, *parts: str) -> Path:
         """A file that an interrupted run leaves for the one that resumes it."""
@@ -137,6 +156,16 @@ class _Work(NamedTuple):
 
     def key(self, purpose: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
+
+    def shapes(self) -> dict[tuple[int, str], tuple[int, int]]:
+        """Rows and columns that are coded, by layer and matrix."""
+        found = {}
+        for layer in range(self.cfg.num_layers):
+            for name in LINEARS:
+                one = part_of(self.parts, layer, name)
+                whole = self.model.params["layers"][name].shape[1:]
+                found[layer, name] = whole if one is None else (len(one.rows), len(one.columns))
+        return found
 
 
 def run(
@@ -166,24 +195,31 @@ def run(
         if folder.summary is not None:
             return folder.summary
         with progress.stage(f"load {config.model}"):
-            model = load(config.model)
+            loaded = load(config.model)
+            model = Model(*stack_padded(loaded.params, loaded.cfg), loaded.tokenizer)
+            cfg, parts = find_parts(model.params, loaded.cfg, multiple=math.lcm(config.group, _WIDTHS))
+            del loaded
             calibration, tuning, test = _windows(config, model)
-        work = _Work(config, folder, progress, model, jnp.asarray(calibration), tuning, test)
+        work = _Work(config, folder, progress, model, jnp.asarray(calibration), tuning, test, parts, cfg)
         fisher = _fisher(work)
         schemes = _schemes(work, _costs(work, fisher))
         layers = {method: _quantize(work, method, scheme, fisher) for method, scheme in schemes.items()}
         params, layers["pvq"] = _tune(work, layers["pvq"])
         with progress.stage("save and load again"):
             models = {
-                method: _with_layers(params if method == "pvq" else model.params, layers[method])
+                method: _with_layers(work, params if method == "pvq" else model.params, layers[method])
                 for method in METHODS
             }
             directory = folder.artefact("quantized")
-            save_quantized(models["pvq"], model.cfg, model.tokenizer, directory)
+            origin = pruned_from(config.model)
+            notes = {"pruned_from": origin} if origin else None
+            save_quantized(models["pvq"], cfg, model.tokenizer, directory, notes=notes)
             dense = {method: expand_params(models[method]) for method in METHODS}
-            difference = _reload_difference(directory, dense["pvq"], model.cfg, test)
+            difference = _reload_difference(directory, dense["pvq"], cfg, test)
+            dense = {method: stack_padded(one, cfg)[0] for method, one in dense.items()}
         nll, kl = _compare(work, dense)
         summary = _summary(work, layers, directory, nll, kl) | {"reload_max_logit_difference": difference}
+        summary |= _original(work)
         _figures(work, layers, nll)
         shutil.rmtree(folder.artefact(_PARTIAL), ignore_errors=True)
         return folder.finish(summary)
@@ -191,7 +227,19 @@ def run(
 
 def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that the command line prints at the end."""
-    rows = [{"model": summary["model"], "bits/weight": "", "perplexity": f"{summary['ppl_base']:.3f}"}]
+    base = {
+        "model": summary["model"],
+        "bits/weight": "",
+        "perplexity": f"{summary['ppl_base']:.3f}",
+        "x base": "",
+        "KL (nats)": "",
+    }
+    rows = [base]
+    if "original" in summary:
+        rows = [base | {"model": summary["original"], "perplexity": f"{summary['ppl_original']:.3f}"}]
+        rows.append(base | {"model": "pruned"})
+        for row, which in zip(rows, ("original", "pruned"), strict=True):
+            row["MB"] = f"{summary[f'bytes_{which}'] / 1e6:.1f}"
     for method, label in zip(METHODS, ("round to nearest", "GPTQ, rotated", "PVQ"), strict=True):
         ratio = summary[f"ppl_{method}"] / summary["ppl_base"]
         rows.append(
@@ -203,6 +251,8 @@ def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
                 "KL (nats)": f"{summary[f'kl_{method}']:.4f}",
             }
         )
+    if "original" in summary:
+        rows[-1]["MB"] = f"{summary['file_bytes'] / 1e6:.1f}"
     return rows
 
 
@@ -255,10 +305,13 @@ def _costs(work: _Work, fisher: Sensitivity) -> dict[str, np.ndarray]:
     if config.allocation == "heads":
         # A key or value head is read by several query heads, so that its error counts as often.
         readers = model.cfg.num_heads // model.cfg.num_kv_heads
+        sizes = {which: math.prod(shape) for which, shape in work.shapes().items()}
         return {
-            name: np.full(
-                model.cfg.num_layers,
-                math.prod(model.params["layers"][name].shape[1:]) * (readers if name in ("k", "v") else 1),
+            name: np.array(
+                [
+                    sizes[layer, name] * (readers if name in ("k", "v") else 1)
+                    for layer in range(model.cfg.num_layers)
+                ],
                 np.float64,
             )
             for name in LINEARS
@@ -291,46 +344,24 @@ def _save_arrays(file: Path, **kinds: dict[str, jax.Array]) -> None:
 
 def _schemes(work: _Work, costs: dict[str, np.ndarray]) -> dict[str, Scheme]:
     """PVQ at the budget, and the scalar codes at their nearest real rate that is not below it."""
-    config, cfg = work.config, work.model.cfg
-    shapes = {name: work.model.params["layers"][name].shape[1:] for name in LINEARS}
-    by_matrix = {(layer, name): shapes[name] for layer in range(cfg.num_layers) for name in LINEARS}
-    cost = {(layer, name): float(costs[name][layer]) for layer, name in by_matrix}
-    specs = plan(by_matrix, config.bits, n=config.group, costs=cost)
-    plain, clipped = _scalar_code(shapes, config.bits, "minmax"), _scalar_code(shapes, config.bits, "midrise")
+    config, shapes = work.config, work.shapes()
+    cost = {(layer, name): float(costs[name][layer]) for layer, name in shapes}
+    pvq = plan(shapes, config.bits, n=config.group, costs=cost)
+
+    def scalar(grid: ScalarGrid) -> list[dict[str, Spec]]:
+        codes = nearest_scalar_codes(shapes.values(), config.bits, grid)
+        return by_layer({which: codes[columns] for which, (_, columns) in shapes.items()})
+
+    def by_layer(specs: Mapping[tuple[int, str], Spec]) -> list[dict[str, Spec]]:
+        return [{name: specs[layer, name] for name in LINEARS} for layer in range(work.cfg.num_layers)]
+
     return {
-        "rtn": Scheme([dict.fromkeys(LINEARS, plain)] * cfg.num_layers, rotated=False, feedback=False),
-        "gptq": Scheme([dict.fromkeys(LINEARS, clipped)] * cfg.num_layers, damping=config.damping),
+        "rtn": Scheme(scalar("minmax"), rotated=False, feedback=False),
+        "gptq": Scheme(scalar("midrise"), damping=config.damping),
         "pvq": Scheme(
-            [{name: specs[layer, name] for name in LINEARS} for layer in range(cfg.num_layers)],
-            correction=config.correction,
-            damping=config.damping,
-            sweeps=config.sweeps,
+            by_layer(pvq), correction=config.correction, damping=config.damping, sweeps=config.sweeps
         ),
     }
-
-
-def _scalar_code(shapes: dict[str, tuple[int, int]], bits: float, grid: ScalarGrid) -> ScalarSpec:
-    """The scalar code whose real rate is the nearest that is not below `bits`.
-
-    "minmax" is the usual round-to-nearest, which keeps outliers; on rotated weights, which have none, the clipped
-    symmetric "midrise" code is better at every rate.
-    """
-    common = math.gcd(*(columns for _, columns in shapes.values()))
-    weights = sum(rows * columns for rows, columns in shapes.values())
-
-    def rate(spec: ScalarSpec) -> float:
-        return sum(rows * columns * spec.stored_bits(columns) for rows, columns in shapes.values()) / weights
-
-    groups = [
-        group for group in range(32, 257) if common % group == 0
-    ]  # smaller ones spend more on scales than on codes
-    codes = [
-        ScalarSpec(width, group, grid, clip=grid != "minmax") for width in range(1, 9) for group in groups
-    ]
-    fitting = [code for code in codes if rate(code) >= bits - 1e-9]
-    if not fitting:
-        raise InputError(f"no scalar code of {bits} bits or more has groups that divide widths of {common}")
-    return min(fitting, key=rate)
 
 
 def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> list[QuantizedLayer]:
@@ -367,6 +398,7 @@ def _quantize(work: _Work, method: str, scheme: Scheme, fisher: Sensitivity) -> 
             token_weights=token_weights(fisher) if method == "pvq" else None,
             output_moments=fisher.outputs if method == "pvq" and work.config.two_sided else None,
             done=[layer.tensors for layer in layers],
+            parts=work.parts,
         )
         for layer in remaining:
             sqnr = json.dumps({"weight_sqnr": layer.weight_sqnr, "output_sqnr": layer.output_sqnr})
@@ -386,8 +418,14 @@ def _tune(work: _Work, layers: list[QuantizedLayer]) -> tuple[dict[str, Any], li
         return params, layers
     file = work.partial("tuning.npz")
     if not file.exists():
-        rows = [{name: dequantize_any(layer.tensors[name]) for name in LINEARS} for layer in layers]
-        quantized = {name: jnp.stack([layer[name] for layer in rows]) for name in LINEARS}
+        quantized = {}
+        for name in LINEARS:
+            shape = params["layers"][name].shape[1:]
+            rows = [
+                dequantize_part(layer.tensors[name], part_of(work.parts, layer.layer, name), shape)
+                for layer in layers
+            ]
+            quantized[name] = jnp.stack(rows)
         del rows
         with work.progress.stage("tune", len(work.tuning), unit="windows") as stage:
             found = tune(
@@ -407,26 +445,39 @@ def _tune(work: _Work, layers: list[QuantizedLayer]) -> tuple[dict[str, Any], li
             if f"norms_{name}" in stored
         }
         final = tuned_norm(params["final_norm"], jnp.asarray(stored["top_final_norm"]), cfg)
-    tuned = [
-        layer._replace(
-            tensors={
-                name: tuned_tensor(tensor, changes[name][layer.layer])
-                for name, tensor in layer.tensors.items()
-                if isinstance(tensor, PVQTensor)
-            }
-        )
-        for layer in layers
-    ]
+
+    def tuned_layer(layer: QuantizedLayer) -> QuantizedLayer:
+        tensors = {}
+        for name, tensor in layer.tensors.items():
+            assert isinstance(tensor, PVQTensor)
+            one, change = part_of(work.parts, layer.layer, name), changes[name][layer.layer]
+            tensors[name] = tuned_tensor(tensor, change if one is None else change[one.rows])
+        return layer._replace(tensors=tensors)
+
+    tuned = [tuned_layer(layer) for layer in layers]
     return {**params, "layers": {**params["layers"], **norms}, "final_norm": final}, tuned
 
 
-def _with_layers(params: dict[str, Any], layers: list[QuantizedLayer]) -> dict[str, Any]:
+def _with_layers(work: _Work, params: dict[str, Any], layers: list[QuantizedLayer]) -> dict[str, Any]:
     """The model with quantized matrices, and its embedding and head in eight bits."""
     tops = {name: leaf for name, leaf in params.items() if name != "layers"}
     tops |= {
         name: quantize_scalar(params[name], spec=_EMBEDDING) for name in ("embed", "head") if name in params
     }
-    return tops | {"layers": tuple(layer_of(params, layer.layer) | layer.tensors for layer in layers)}
+
+    def quantized(layer: QuantizedLayer) -> dict[str, Any]:
+        shapes = layer_shapes(work.cfg, layer.layer)
+        leaves = {
+            name: leaf[: shapes[name][0]]
+            for name, leaf in layer_of(params, layer.layer).items()
+            if name not in LINEARS
+        }
+        return leaves | {
+            name: as_leaf(tensor, part_of(work.parts, layer.layer, name))
+            for name, tensor in layer.tensors.items()
+        }
+
+    return tops | {"layers": tuple(map(quantized, layers))}
 
 
 def _reload_difference(directory: Path, params: dict[str, Any], cfg: ModelConfig, test: np.ndarray) -> float:
@@ -485,6 +536,38 @@ def _summary(
             f"nll_over_pvq_standard_error_{method}": over_pvq_error,
         }
     return summary
+
+
+def _original(work: _Work) -> dict[str, Any]:
+    """Of the model before pruning, and of the pruned one that it became; nothing where none is on record."""
+    source = pruned_from(work.config.model)
+    if source is None:
+        return {}
+    try:
+        original = load(source)
+    except (InputError, ResourceError) as error:
+        work.progress.note(f"the model before pruning is left out, since it cannot be loaded: {error}")
+        return {}
+    with work.progress.stage(f"perplexity of {source}", work.test.size, unit="tokens") as stage:
+        found = evaluate(
+            original.params,
+            original.cfg,
+            work.test,
+            progress=lambda done, total, ppl: stage.advance(work.test.shape[1], ppl=ppl),
+        )
+    return {
+        "original": source,
+        "ppl_original": found.ppl,
+        "bytes_original": 4 * parameter_count(original.cfg),
+        "bytes_pruned": describe(work.config.model).file_bytes,
+        "linear_weights_original": _matrix_sizes(original.cfg),
+        "linear_weights": sum(map(math.prod, work.shapes().values())),
+    }
+
+
+def _matrix_sizes(cfg: ModelConfig) -> int:
+    shapes = [layer_shapes(cfg, layer)[name] for layer in range(cfg.num_layers) for name in LINEARS]
+    return sum(map(math.prod, shapes))
 
 
 def _paired(differences: np.ndarray) -> tuple[float, float | None]:

@@ -20,9 +20,9 @@ import jaxlab
 from jaxlab import data
 from jaxlab.errors import InputError
 from jaxlab.files import atomic_file
-from jaxlab.models import Model, dense, evaluate, forward, load, logits, save_hf, stack_layers, windows
-from jaxlab.models.linear import LINEARS, is_linear_leaf
-from jaxlab.models.loading import describe, parameter_count
+from jaxlab.models import Model, evaluate, forward, load, logits, save_hf, stack_padded, windows
+from jaxlab.models.linear import LINEARS
+from jaxlab.models.loading import describe, parameter_count, pruned_from
 from jaxlab.models.saving import layout_note
 from jaxlab.parallel import make_mesh
 from jaxlab.progress import Progress
@@ -177,7 +177,7 @@ def run(
             return folder.summary
         with progress.stage(f"load {config.model}"):
             loaded = load(config.model)
-            model = loaded._replace(params=_dense_and_stacked(loaded.params))
+            model = Model(*stack_padded(loaded.params, loaded.cfg), loaded.tokenizer)
             calibration, valid, test = _texts(config, model)
         work = _Work(config, folder, progress, model, calibration, valid, test)
         _warn_of_few_tokens(work)
@@ -203,14 +203,6 @@ def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _dense_and_stacked(params: dict[str, Any]) -> dict[str, Any]:
-    """Quantized, gathered or adapted matrices as the arrays that they stand for."""
-    plain = jax.tree.map(
-        lambda leaf: dense(leaf) if is_linear_leaf(leaf) else leaf, params, is_leaf=is_linear_leaf
-    )
-    return stack_layers(plain)
 
 
 def _texts(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -336,6 +328,7 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
     by_lines = not config.pruning().elementwise
     layout = config.layout
     check_pruned(params, masks)
+    notes = {"pruned_from": _absolute(config.model)}
     with work.progress.stage("save and load again"):
         if by_lines:
             before = sum(int(count.sum()) for count in removed_parameters(params, masks).values())
@@ -349,12 +342,12 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
         layout = "masked" if layout == "auto" else layout
         directory = work.folder.artefact("pruned")
         try:
-            save_hf(params, cfg, model.tokenizer, directory, layout=layout)
+            save_hf(params, cfg, model.tokenizer, directory, layout=layout, notes=notes)
         except InputError:
             if config.layout != "auto" or layout == "masked":
                 raise
             layout = "masked"  # a family without a compact form
-            save_hf(state.params, model.cfg, model.tokenizer, directory, layout=layout)
+            save_hf(state.params, model.cfg, model.tokenizer, directory, layout=layout, notes=notes)
         reloaded = load(directory)
         tokens = jnp.asarray(work.test[:1])
         one = logits(state.params, model.cfg, forward(state.params, model.cfg, tokens).hidden)
@@ -367,6 +360,15 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
     if note:
         work.progress.note(note)
     return _Exported(layout, directory, gained, difference, speedup)
+
+
+def _absolute(source: str) -> str:
+    """The same model from wherever it is asked for, and the original's original."""
+    earlier = pruned_from(source)
+    if earlier is not None:
+        return earlier
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def _speedup(model: Model, pruned: Model, tokens: jax.Array) -> float:

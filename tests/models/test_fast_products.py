@@ -29,6 +29,19 @@ def test_products_and_gradients_are_those_of_float32_up_to_rounding():
     assert relative(gradient(x, fast), gradient(x, w)) < 0.02
 
 
+def test_gradients_through_a_loop_over_layers_keep_no_copy_of_the_matrices():
+    stack = FastMatrix.of(jnp.stack([matrices(32, 32)[1]] * 3))
+
+    def loss(x):
+        return jnp.sum(jax.lax.scan(lambda x, leaf: (linear(x, leaf), None), x, stack)[0])
+
+    program = jax.make_jaxpr(jax.grad(loss))(jnp.ones((5, 32)))
+    loops = [step for step in program.eqns if step.primitive.name == "scan"]
+    assert len(loops) == 2
+    for loop in loops:
+        assert all(out.aval.shape != (3, 32, 32) for out in loop.outvars)
+
+
 def test_factors_that_bfloat16_holds_exactly_give_exact_products():
     x = jnp.arange(-8.0, 8.0).reshape(2, 8)
     w = jnp.arange(24.0).reshape(3, 8)

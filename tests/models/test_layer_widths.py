@@ -11,7 +11,16 @@ from narrow_layers import WIDTHS, narrow_twin
 from torch_twins import random_tokens, torch_logits, twin
 
 from jaxlab.errors import InputError
-from jaxlab.models import LayerWidths, evaluate, forward, generate, init_cache, logits, second_moments
+from jaxlab.models import (
+    LayerWidths,
+    evaluate,
+    forward,
+    generate,
+    init_cache,
+    logits,
+    second_moments,
+    stack_padded,
+)
 from jaxlab.models.loading import parameter_count
 
 
@@ -21,6 +30,18 @@ def test_logits_equal_torch(case):
     tokens = random_tokens((2, 20))
     ours = logits(params, cfg, forward(params, cfg, tokens).hidden)
     np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["llama-biases", "qwen3", "gemma3"])
+def test_filled_up_with_zeros_and_stacked_the_logits_stay(case):
+    model, params, cfg = narrow_twin(case)
+    stacked, uniform = stack_padded(params, cfg)
+    assert uniform.layer_widths is None and stacked["layers"]["gate"].shape[1] == cfg.mlp_size
+    tokens = random_tokens((2, 20))
+    ours = logits(stacked, uniform, forward(stacked, uniform, tokens).hidden)
+    np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=1e-4)
+    again, _ = stack_padded(stacked, uniform)
+    jax.tree.map(np.testing.assert_array_equal, again, stacked)
 
 
 @pytest.mark.parametrize("described", [True, False])

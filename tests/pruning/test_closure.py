@@ -14,9 +14,10 @@ from toy_model import toy, toy_tokens
 
 from jaxlab.errors import InputError
 from jaxlab.models import LINEARS, Gathered, dense, unstack_layers
+from jaxlab.models.linear import linear
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
-from jaxlab.models.transformer import attention_part, mlp_part
+from jaxlab.models.transformer import add_branch, attention_input, attention_output, mlp_hidden, mlp_input
 from jaxlab.models.validation import layer_shapes
 from jaxlab.pruning.closure import close, closure_gain, gather_model
 from jaxlab.pruning.coupled import Units, expand_units, remove_units, units_of
@@ -113,11 +114,13 @@ def parts(name):
 
     @jax.jit
     def attention(layer):
-        return attention_part(layer, cfg, hidden, inverse_frequencies=frequencies)[0]
+        x = attention_output(layer, cfg, attention_input(layer, cfg, hidden), inverse_frequencies=frequencies)
+        return add_branch(layer, cfg, hidden, linear(x, layer["o"]), "o")
 
     @jax.jit
     def mlp(layer):
-        return mlp_part(layer, cfg, hidden)[0]
+        x = mlp_hidden(layer, cfg, mlp_input(layer, cfg, hidden))
+        return add_branch(layer, cfg, hidden, linear(x, layer["down"]), "down")
 
     one = {key: leaf[:1] for key, leaf in params["layers"].items()}
     return {**params, "layers": one}, cfg, attention, mlp

@@ -10,7 +10,7 @@ import pytest
 
 from jaxlab.errors import InputError
 from jaxlab.quantization import PVQSpec, candidates, dequantize, plan, quantize, search_exact
-from jaxlab.quantization.planner import predicted_distortion
+from jaxlab.quantization.planner import nearest_scalar_codes, predicted_distortion
 from jaxlab.quantization.spec import MAX_INDEX_BITS, index_bits
 
 SHAPES = {"a": (40, 576), "b": (24, 1536), "c": (64, 576)}
@@ -119,3 +119,22 @@ def test_impossible_plans_are_refused_with_the_numbers():
         candidates(0.1, 4096)
     with pytest.raises(InputError, match="in_features 577 is not divisible by the group size 16"):
         plan({"odd": (4, 577)}, 3.0)
+
+
+def test_scalar_codes_share_a_group_where_one_divides_every_width():
+    codes = nearest_scalar_codes([(576, 576), (1536, 576), (576, 1536)], 3.25, "midrise")
+    assert {code.bits for code in codes.values()} == {3}
+    assert len({code.group for code in codes.values()}) == 1
+    rate = codes[576].stored_bits(576)
+    assert 3.25 <= rate < 3.26
+
+
+def test_scalar_codes_of_awkward_widths_take_the_nearest_divisors():
+    shapes = [(100, 16 * 17), (50, 16 * 3), (576, 16 * 29)]
+    codes = nearest_scalar_codes(shapes, 3.3, "midrise")
+    assert all(columns % code.group == 0 for columns, code in codes.items())
+    weights = sum(rows * columns for rows, columns in shapes)
+    rate = sum(rows * columns * codes[columns].stored_bits(columns) for rows, columns in shapes) / weights
+    assert 3.3 <= rate < 3.4
+    with pytest.raises(InputError, match="9 bits"):
+        nearest_scalar_codes(shapes, 9, "midrise")

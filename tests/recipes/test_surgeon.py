@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from jaxlab.errors import InputError
 from jaxlab.models import forward, load, logits
-from jaxlab.recipes import surgeon
+from jaxlab.recipes import pvq, surgeon
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,37 @@ def test_a_pruned_model_can_be_pruned_again(finished, config, tmp_path):
     again = dataclasses.replace(config, model=str(out / "pruned"), shots=1, sparsity=0.3, rank=0)
     summary = surgeon.run(again, out=tmp_path / "again")
     assert 0.2 < summary["sparsity"] <= 0.3
+
+
+@pytest.mark.parametrize("structure", ["rowcol", "mlp_units"])
+def test_pruned_goes_into_pvq_and_back(config, tmp_path, structure):
+    """One command each; the last report compares with the model before pruning."""
+    pruning = dataclasses.replace(config, structure=structure, shots=1, rank=0)
+    pruned = surgeon.run(pruning, out=tmp_path / "surgeon")
+    options = pvq.Config(
+        model=str(tmp_path / "surgeon" / "pruned"),
+        calib=config.calib,
+        calib_windows=4,
+        calib_context=32,
+        tuning_windows=2,
+        text=config.text,
+        windows=config.windows,
+        context=config.context,
+    )
+    both = pvq.run(options, out=tmp_path / "pvq")
+    assert both["original"] == str(config.model)
+    assert both["ppl_original"] == pytest.approx(pruned["ppl_base"], rel=1e-5)
+    assert both["ppl_base"] == pytest.approx(pruned["ppl_pruned"], rel=1e-4)
+    assert both["bytes_original"] == pruned["bytes_before"]
+    assert both["bytes_pruned"] == pruned["bytes_after"]
+    assert both["file_bytes"] < both["bytes_pruned"] / 3
+    assert both["reload_max_logit_difference"] == 0
+    assert both["linear_weights"] < 0.95 * both["linear_weights_original"]
+    assert len(pvq.table(both)) == 5
+    again = dataclasses.replace(pruning, model=str(tmp_path / "pvq" / "quantized"), sparsity=0.4)
+    back = surgeon.run(again, out=tmp_path / "back")
+    assert back["ppl_base"] == pytest.approx(both["ppl_pvq"], rel=1e-4)
+    assert back["params_after"] < pruned["params_after"]
 
 
 @pytest.mark.slow
