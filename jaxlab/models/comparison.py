@@ -66,8 +66,7 @@ def _score(
             other_sum = jax.nn.logsumexp(other)
             kl = jnp.sum(p * ((first - log_sum) - (other - other_sum)))
             found.append((other[target] - other_sum, kl))
-        scores, kl = zip(*found, strict=True)
-        return jnp.stack(scores), jnp.stack(kl)
+        return jnp.stack([score for score, _ in found]), jnp.stack([kl for _, kl in found])
 
     scores, kl = jax.lax.map(score, (targets, *hidden), batch_size=chunk)
     return scores.T, kl.T

@@ -366,7 +366,7 @@ def _read_quantized(
         if len(indices) != count:
             raise InputError(f"{file}: {name} keeps {len(indices)} of {size}, but the code has {count}")
         kept.append(jnp.asarray(indices))
-    return Gathered(tensor, *kept, *full)
+    return Gathered(tensor, kept[0], kept[1], full[0], full[1])
 
 
 def _full_shape(leaf: Any) -> tuple[int, ...]:

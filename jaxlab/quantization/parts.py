@@ -100,13 +100,16 @@ def cut_inputs(moment: Float[Array, "columns columns"], one: Part | None) -> Flo
 
 
 def cut_outputs(moment: Float[Array, "rows rows"], one: Part | None) -> Float[Array, "rows rows"]:
-    """A damped moment of the outputs in which rows that are pruned have nothing to do with the others."""
+    """A damped moment of the outputs in which rows that are pruned have nothing to do with the others.
+
+    A moment of zeros, of a matrix that is pruned away, becomes the identity.
+    """
     if one is None:
         return moment
     values = np.asarray(moment)
     alive = np.zeros(len(values), bool)
-    alive[one.rows] = True
-    diagonal = np.where(alive, 0, values.diagonal().mean(dtype=np.float64)).astype(values.dtype)
+    alive[one.rows] = values.any()
+    diagonal = np.where(alive, 0, values.diagonal().mean(dtype=np.float64) or 1).astype(values.dtype)
     return jnp.asarray(np.where(alive[:, None] & alive, values, 0) + np.diag(diagonal))
 
 

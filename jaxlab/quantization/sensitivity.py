@@ -131,11 +131,15 @@ def token_weights(
     Args:
       fisher: see `sensitivity`.
       power: 0 (all tokens alike) to 1 (the Fisher information itself).
+
+    Returns:
+      The weights; all 1 for a matrix that no prediction minds, such as one that is pruned away.
     """
-    return {
-        name: (tokens / jnp.mean(tokens, axis=(1, 2), keepdims=True)) ** power
-        for name, tokens in fisher.tokens.items()
-    }
+    weights = {}
+    for name, tokens in fisher.tokens.items():
+        mean = jnp.mean(tokens, axis=(1, 2), keepdims=True)
+        weights[name] = jnp.where(mean > 0, tokens / jnp.where(mean > 0, mean, 1), 1) ** power
+    return weights
 
 
 def matrix_costs(
@@ -215,4 +219,5 @@ def _cost(
     output_factor = inverse_cholesky(outputs, damping=output_damping)
     ratio = trace / (jnp.trace(moment) * jnp.trace(outputs))
     by_row = jnp.mean(jnp.square(w), axis=1) / jnp.square(jnp.diagonal(output_factor))
-    return ratio * jnp.sum(by_row) * jnp.sum(1 / jnp.square(jnp.diagonal(factor))) / 2
+    cost = ratio * jnp.sum(by_row) * jnp.sum(1 / jnp.square(jnp.diagonal(factor))) / 2
+    return jnp.where(trace > 0, cost, 0)  # no prediction minds a matrix that is pruned away

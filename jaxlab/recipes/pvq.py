@@ -32,6 +32,7 @@ from jaxlab.quantization.expansion import expand_params
 from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantized, write_tensors
 from jaxlab.quantization.model import (
     QuantizedLayer,
+    QuantizedTensor,
     Scheme,
     Spec,
     dequantize_part,
@@ -130,6 +131,7 @@ PRESETS = {
 
 _EMBEDDING = ScalarSpec(bits=8, group=32, grid="midtread")
 _PARTIAL = "partial"
+_ZEROS_WORTH_A_WORD = 0.2
 _WIDTHS = 32  # of pruned matrices are multiples of this: each one is a program to compile
 _TOKENS_A_COLUMN = 8  # of the widest matrix, for the predicted costs; more hardly change them
 
@@ -201,6 +203,7 @@ def run(
             del loaded
             calibration, tuning, test = _windows(config, model)
         work = _Work(config, folder, progress, model, jnp.asarray(calibration), tuning, test, parts, cfg)
+        _warn_of_zeros(work)
         fisher = _fisher(work)
         schemes = _schemes(work, _costs(work, fisher))
         layers = {method: _quantize(work, method, scheme, fisher) for method, scheme in schemes.items()}
@@ -274,6 +277,19 @@ def _windows(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.n
         )
     chosen, further = np.split(calibration, [config.calib_windows])
     return chosen, further, test[: config.windows or None]
+
+
+def _warn_of_zeros(work: _Work) -> None:
+    """Single zeros, as of pruning by elements or n:m, are weights like any other here."""
+    matrices = [work.model.params["layers"][name] for name in LINEARS]
+    coded = sum(map(math.prod, work.shapes().values()))
+    left_out = sum(one.size for one in matrices) - coded
+    share = (sum(int(jnp.sum(one == 0)) for one in matrices) - left_out) / coded
+    if share > _ZEROS_WORTH_A_WORD:
+        work.progress.note(
+            f"warning: {share:.0%} of the weights that are coded are zero, and will not stay zero: bits are spared "
+            "where whole rows and columns, hidden units or heads are pruned (rowcol, mlp_units, kv_groups, units)"
+        )
 
 
 def _fisher(work: _Work) -> Sensitivity:
@@ -447,7 +463,7 @@ def _tune(work: _Work, layers: list[QuantizedLayer]) -> tuple[dict[str, Any], li
         final = tuned_norm(params["final_norm"], jnp.asarray(stored["top_final_norm"]), cfg)
 
     def tuned_layer(layer: QuantizedLayer) -> QuantizedLayer:
-        tensors = {}
+        tensors: dict[str, QuantizedTensor] = {}
         for name, tensor in layer.tensors.items():
             assert isinstance(tensor, PVQTensor)
             one, change = part_of(work.parts, layer.layer, name), changes[name][layer.layer]

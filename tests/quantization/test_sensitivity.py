@@ -16,7 +16,7 @@ from jaxlab.models.fast_products import fast_head, with_fast_products
 from jaxlab.models.linear import linear
 from jaxlab.models.transformer import run_layers
 from jaxlab.quantization.rotation import random_signs, rotate
-from jaxlab.quantization.sensitivity import matrix_costs, sensitivity, token_weights
+from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
 
 PARAMS, CFG = toy()
 TOKENS = toy_tokens(windows=2, context=10)
@@ -118,6 +118,11 @@ def test_token_weights_are_powers_of_weights_of_mean_one(fisher, power):
         for layer in range(2):
             expected = (tokens[layer] / tokens[layer].mean()) ** power
             np.testing.assert_allclose(weights[name][layer], expected, rtol=1e-4)
+
+
+def test_tokens_weigh_the_same_where_no_prediction_minds(fisher):
+    dead = Sensitivity(fisher.tokens | {"v": jnp.zeros_like(fisher.tokens["v"])}, fisher.outputs)
+    np.testing.assert_array_equal(token_weights(dead)["v"], 1)
 
 
 def unexplained(h):
