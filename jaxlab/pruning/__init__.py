@@ -42,7 +42,7 @@ _EXPORTS = {
         "units_of",
     ),
     "closure": ("close", "closure_gain", "gather_model"),
-    "nearest_kronecker": ("KroneckerSum",),
+    "nearest_kronecker": ("KroneckerSum", "nearest_factors"),
     "low_rank": ("LowRank",),
     "config": ("SurgeonConfig",),
     "surgeon": ("ShotReport", "SurgeonState", "prune", "prune_shot"),

@@ -50,6 +50,9 @@ class SurgeonConfig:
     """Labels of the curvature: the text's own, or ("mc") drawn from the model."""
     draws: int = 1
     """With "mc", labels drawn for every token."""
+    half_steps: int = 0
+    """0 takes inputs and gradients as independent; an even number finds the nearest Kronecker product of each matrix's
+    Fisher information by so many passes over the text."""
     products: Products = "bfloat16"
     """Of the passes that gather curvature and train the correction."""
     fresh: bool = True
@@ -66,6 +69,12 @@ class SurgeonConfig:
         for name in ("damp_a", "damp_g"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be > 0")
+        if self.half_steps < 0 or self.half_steps % 2:
+            raise InputError(f"half_steps is {self.half_steps}; it must be 0 or a positive even number")
+        if self.half_steps and self.fisher != "empirical":
+            raise InputError(
+                f"half_steps is {self.half_steps}, which needs fisher 'empirical', not {self.fisher!r}"
+            )
         if not self.update_scale >= 0:
             raise InputError(f"update_scale is {self.update_scale}; it must be >= 0")
         for name, known in (("joint", ("exact", "sum")), ("allocation", ("global", "uniform"))):

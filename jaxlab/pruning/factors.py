@@ -46,7 +46,7 @@ class Factors(NamedTuple):
     """Sums over tokens; `means` divides them. `L` layers; a biased matrix's inputs end with a constant 1."""
 
     A: dict[str, Float[Array, "L columns columns"]]
-    """By input site (`INPUT_SITES`): sum of a a^T."""
+    """By input site (`INPUT_SITES`): sum of a a^T. From `nearest_factors` by matrix (`LINEARS`)."""
     G: dict[str, Float[Array, "L rows rows"]]
     """By matrix (`LINEARS`): sum of g g^T, g the gradient of a sequence's mean loss over its predictions."""
     token_count: Float[Array, ""]
@@ -102,7 +102,12 @@ def mean_factors(
     """
     if float(factors.token_count) <= 0:
         raise InputError("factors: no tokens were accumulated")
-    return factors.A[SITE_OF[name]] / factors.token_count, factors.G[name] / factors.token_count
+    return factors.A[inputs_of(factors, name)] / factors.token_count, factors.G[name] / factors.token_count
+
+
+def inputs_of(factors: Factors, name: str) -> str:
+    """Under which name `factors.A` has what a matrix reads; the same for matrices that share it."""
+    return name if name in factors.A else SITE_OF[name]
 
 
 def accumulate(

@@ -8,16 +8,17 @@ section 3.1 and appendix on Kronecker products; rearrangement: Van Loan & Pitsia
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
+from jaxlab.models.config import ModelConfig
 from jaxlab.models.transformer import SITE_OF
-from jaxlab.pruning.factors import TokenTaps
+from jaxlab.pruning.factors import Factors, Products, TokenTaps, batches, token_taps
 from jaxlab.pruning.masked_algebra import product
 
 Stack = dict[str, Float[Array, "L n n"]]
@@ -79,6 +80,49 @@ def nearest_kronecker(
         found.append(_term(V_A, V_G, sigma))
     A, G = ({name: jnp.stack([term[i][name] for term in found]) for name in V_G} for i in range(2))
     return KroneckerSum(A, G)
+
+
+def nearest_factors(
+    params: dict[str, Any],
+    cfg: ModelConfig,
+    windows: Int[Array, "windows context"],
+    *,
+    half_steps: int = 6,
+    products: Products = "float32",
+    progress: Callable[[int], None] = lambda half_steps: None,
+) -> Factors:
+    """Factors as `curvature` returns them, but those of the nearest Kronecker product: A is each matrix's own.
+
+    Labels are the text's own. Only one term is found: costs and updates are those of a single product.
+
+    Args:
+        params: the model, layers stacked.
+        cfg: static.
+        windows: text; all of one length. They are gone through once for each half step.
+        half_steps: see `nearest_kronecker`.
+        products: see `accumulate`.
+        progress: called with the number of half steps done.
+
+    Raises:
+        InputError: see `nearest_kronecker` and `curvature`.
+    """
+    losses: list[Array] = []
+    passes = 0
+
+    def taps() -> Iterator[TokenTaps]:
+        nonlocal passes
+        losses.clear()
+        for part, _ in batches(windows):
+            found = token_taps(params, cfg, part, products=products)
+            losses.append(found.losses)
+            yield found
+        passes += 1
+        progress(passes)
+
+    found = nearest_kronecker(taps, half_steps=half_steps)
+    A, G = ({name: terms[0] for name, terms in of.items()} for of in found)
+    scored = jnp.concatenate(losses)
+    return Factors(A, G, jnp.ones(()), jnp.sum(scored), jnp.float32(scored.size))
 
 
 class _Term(NamedTuple):

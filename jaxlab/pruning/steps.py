@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float
 
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
-from jaxlab.models.transformer import SITE_OF
 from jaxlab.pruning.config import UNITS, SurgeonConfig
 from jaxlab.pruning.costs import (
     METHODS,
@@ -30,7 +29,7 @@ from jaxlab.pruning.costs import (
 from jaxlab.pruning.costs import costs as removal_costs
 from jaxlab.pruning.coupled import Units, expand_units, kv_group_costs, mlp_unit_costs, unit_sizes
 from jaxlab.pruning.elements import update_elements
-from jaxlab.pruning.factors import Factors, mean_factors
+from jaxlab.pruning.factors import Factors, inputs_of, mean_factors
 from jaxlab.pruning.inverse import Inverses, alive_structures, robust_inverse_factors
 from jaxlab.pruning.layers import over_layers
 from jaxlab.pruning.masks import (
@@ -262,8 +261,9 @@ class _Shared:
         return _Matrix(weight, *cost_model(method, A, G, inverses)), used
 
     def _means(self, factors: Factors, name: str) -> tuple[Array, Array]:
-        if SITE_OF[name] != self._site:
-            self._site, self._inverse = SITE_OF[name], None
+        site = inputs_of(factors, name)
+        if site != self._site:
+            self._site, self._inverse = site, None
             self._A, G = mean_factors(factors, name)
             return self._A, G
         assert self._A is not None

@@ -30,6 +30,7 @@ from jaxlab.pruning.masks import (
     sparsity_of,
     stacked_layers,
 )
+from jaxlab.pruning.nearest_kronecker import nearest_factors
 from jaxlab.pruning.steps import prune_elements, prune_lines, prune_units
 
 
@@ -121,7 +122,7 @@ def prune(
         key: PRNG key of sampled labels and adapters.
         state: from a callback of an interrupted run with the same arguments; `params` and `key` are not used then.
         callback: called after every shot; what it is given can be kept and passed as `state`.
-        progress: called with a stage ("curvature", "correction"), the windows done and their total.
+        progress: called with a stage ("curvature", "correction"), the windows (or half steps) done and their total.
         mesh: devices; its axis 'data' shares out the windows of the curvature, and the layers when pruning.
 
     Raises:
@@ -151,7 +152,16 @@ def run_shot(
     """Curvature on the windows, one pruning step, and the low-rank correction if there is one."""
     shot = int(state.shot) + 1
     factors = None
-    if config.needs_factors:
+    if config.needs_factors and config.half_steps:
+        factors = nearest_factors(
+            state.params,
+            cfg,
+            jnp.asarray(windows),
+            half_steps=config.half_steps,
+            products=config.products,
+            progress=lambda done: progress("curvature", done, config.half_steps),
+        )
+    elif config.needs_factors:
         factors = curvature(
             state.params,
             cfg,

@@ -71,6 +71,9 @@ class Config:
     """Labels of the curvature: the text's own, or drawn from the model."""
     draws: int = 1
     """With fisher mc, labels drawn for every token."""
+    half_steps: int = 0
+    """0 takes inputs and gradients as independent; 2, 4, 6 ... find the nearest Kronecker product of every matrix's
+    Fisher information by so many passes over a shot's text."""
     rank: int = 8
     """Of the low-rank correction after every shot; 0 leaves it out."""
     rank_share: float = 0.125

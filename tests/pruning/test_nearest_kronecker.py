@@ -11,8 +11,8 @@ from toy_model import toy, toy_tokens
 from jaxlab.errors import InputError
 from jaxlab.models import LINEARS
 from jaxlab.models.transformer import SITE_OF
-from jaxlab.pruning.factors import TokenTaps, curvature, means, token_taps
-from jaxlab.pruning.nearest_kronecker import KroneckerSum, nearest_kronecker
+from jaxlab.pruning.factors import TokenTaps, curvature, mean_factors, means, token_taps
+from jaxlab.pruning.nearest_kronecker import KroneckerSum, nearest_factors, nearest_kronecker
 
 TOKENS = toy_tokens(windows=4, context=10)
 
@@ -198,3 +198,16 @@ def test_bad_input_is_refused():
     used = iter([taps])  # a generator that is empty the second time
     with pytest.raises(InputError, match="every call must give all"):
         nearest_kronecker(lambda: used)
+
+
+def test_factors_of_windows_are_those_of_all_their_tokens():
+    params, cfg = toy("qwen2")
+    factors = nearest_factors(params, cfg, jnp.asarray(TOKENS), half_steps=4)
+    found = nearest_kronecker(lambda: [token_taps(params, cfg, jnp.asarray(TOKENS))], half_steps=4)
+    for name in LINEARS:
+        A, G = mean_factors(factors, name)
+        np.testing.assert_allclose(A, found.A[name][0], rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(G, found.G[name][0], rtol=1e-5, atol=1e-9)
+    independent = curvature(params, cfg, jnp.asarray(TOKENS))
+    assert float(factors.predictions) == float(independent.predictions)
+    np.testing.assert_allclose(factors.loss, independent.loss, rtol=1e-6)

@@ -15,6 +15,7 @@ from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
 from jaxlab.pruning.factors import curvature
 from jaxlab.pruning.masks import Lines, check_pruned, pruned_elements, sparsity_of
+from jaxlab.pruning.nearest_kronecker import nearest_factors
 from jaxlab.pruning.surgeon import init, prune, prune_shot
 
 WINDOWS = toy_tokens(windows=4, context=16)
@@ -49,6 +50,24 @@ def test_every_method_prunes_every_structure_to_the_target_and_leaves_zeros(stru
         if untouched:
             before, after = params["layers"][name], state.params["layers"][name]
             np.testing.assert_array_equal(np.asarray(after)[kept], np.asarray(before)[kept])
+
+
+@pytest.mark.parametrize("structure", ["rowcol", "units"])
+def test_with_the_nearest_kronecker_product_the_costs_are_those_of_its_factors(structure):
+    params, cfg = toy("qwen2", num_kv_heads=2)
+    options = SMALL | {"structure": structure, "shots": 1, "half_steps": 2}
+    state = prune(params, cfg, WINDOWS, SurgeonConfig(**options), KEY)
+    factors = nearest_factors(params, cfg, jnp.asarray(WINDOWS), half_steps=2)
+    config = SurgeonConfig(**options)
+    expected, report = prune_shot(init(params, cfg, config, KEY), factors, cfg, config, 0.3)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+    independent = curvature(params, cfg, jnp.asarray(WINDOWS))
+    assert report.loss == pytest.approx(float(independent.loss / independent.predictions), rel=1e-6)
+    other, _ = prune_shot(init(params, cfg, config, KEY), independent, cfg, config, 0.3)
+    assert any(
+        (np.asarray(other.params["layers"][name]) != np.asarray(state.params["layers"][name])).any()
+        for name in LINEARS
+    )
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
@@ -156,6 +175,8 @@ def test_the_correction_lowers_the_loss_and_leaves_the_masks(structure):
         ({"method": "wanda"}, "'wanda' prunes elements"),
         ({"damp_g": 0.0}, "damp_g is 0.0"),
         ({"joint": "both"}, "joint is 'both'"),
+        ({"half_steps": 3}, "half_steps is 3"),
+        ({"half_steps": 2, "fisher": "mc"}, "needs fisher 'empirical'"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(change, message):
