@@ -34,6 +34,8 @@ class SurgeonConfig:
     """Share of the mean diagonal that is added to the input factors before they are inverted, > 0."""
     damp_g: float = 0.1
     """The same for the output-gradient factors."""
+    damp_factors: tuple[float, ...] = (1.0,)
+    """Of several, every shot tries each times `damp_a` and `damp_g`, and keeps what is best on held-out text."""
     joint: Literal["exact", "sum"] = "exact"
     """Rows and columns together: the optimum, or the sum of the two updates as in the authors' code."""
     max_correlate: int = 0
@@ -69,6 +71,8 @@ class SurgeonConfig:
         for name in ("damp_a", "damp_g"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be > 0")
+        if not self.damp_factors or not all(factor > 0 for factor in self.damp_factors):
+            raise InputError(f"damp_factors is {self.damp_factors}; it must hold numbers > 0, at least one")
         if self.half_steps < 0 or self.half_steps % 2:
             raise InputError(f"half_steps is {self.half_steps}; it must be 0 or a positive even number")
         if self.half_steps and self.fisher != "empirical":

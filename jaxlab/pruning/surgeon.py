@@ -5,6 +5,7 @@ frame holds the methods it is compared with (`METHODS` of `jaxlab.pruning.costs`
 arXiv:2312.17244, section 3 and algorithm 1.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Int
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
+from jaxlab.models.perplexity import evaluate
 from jaxlab.pruning.config import UNITS, SurgeonConfig
 from jaxlab.pruning.coupled import unit_sizes
 from jaxlab.pruning.factors import Factors, curvature
@@ -62,6 +64,8 @@ class ShotReport(NamedTuple):
     """Mean -log p on the calibration text before the shot, nats; None without curvature."""
     low_rank_losses: list[float]
     """Of the low-rank correction, step by step."""
+    held_out_losses: dict[float, float] = {}
+    """By multiple of the dampings, where several were tried: mean -log p on the held-out text after pruning, nats."""
 
 
 Callback = Callable[[SurgeonState, ShotReport], None]
@@ -110,6 +114,7 @@ def prune(
     state: SurgeonState | None = None,
     callback: Callback = lambda state, report: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    held_out: Int[np.ndarray, "windows context"] | None = None,
     mesh: Mesh | None = None,
 ) -> SurgeonState:
     """All shots; with `state` those that are left.
@@ -123,10 +128,12 @@ def prune(
         state: from a callback of an interrupted run with the same arguments; `params` and `key` are not used then.
         callback: called after every shot; what it is given can be kept and passed as `state`.
         progress: called with a stage ("curvature", "correction"), the windows (or half steps) done and their total.
+        held_out: text that `windows` does not hold; needed where `config.damp_factors` are several.
         mesh: devices; its axis 'data' shares out the windows of the curvature, and the layers when pruning.
 
     Raises:
-        InputError: too few windows, a factor or a cost that is not finite; see also `init` and `curvature`.
+        InputError: too few windows, no held-out text, a factor or a cost that is not finite; see also `init` and
+            `curvature`.
     """
     if config.fresh and len(windows) < config.shots:
         raise InputError(
@@ -135,7 +142,7 @@ def prune(
     state = init(params, cfg, config, key) if state is None else state
     for shot in range(int(state.shot) + 1, config.shots + 1):
         here = np.array_split(windows, config.shots)[shot - 1] if config.fresh else windows
-        state, report = run_shot(state, cfg, here, config, progress=progress, mesh=mesh)
+        state, report = run_shot(state, cfg, here, config, progress=progress, held_out=held_out, mesh=mesh)
         callback(state, report)
     return state
 
@@ -147,9 +154,14 @@ def run_shot(
     config: SurgeonConfig,
     *,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    held_out: Int[np.ndarray, "windows context"] | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[SurgeonState, ShotReport]:
-    """Curvature on the windows, one pruning step, and the low-rank correction if there is one."""
+    """Curvature on the windows, one pruning step, and the low-rank correction if there is one; see `prune`."""
+    if len(config.damp_factors) > 1 and (held_out is None or not len(held_out)):
+        raise InputError(
+            f"held_out is empty; text is needed to choose between damp_factors {config.damp_factors}"
+        )
     shot = int(state.shot) + 1
     factors = None
     if config.needs_factors and config.half_steps:
@@ -173,7 +185,7 @@ def run_shot(
             progress=lambda done: progress("curvature", done, len(windows)),
             mesh=mesh,
         )
-    state, report = prune_shot(state, factors, cfg, config, config.target(shot), mesh=mesh)
+    state, report = _best_of(state, factors, cfg, config, held_out, mesh)
     del factors  # a gigabyte and more
     if config.low_rank is not None:
         params, losses = correct(
@@ -189,6 +201,30 @@ def run_shot(
         )
         state, report = state._replace(params=params), report._replace(low_rank_losses=losses)
     return state._replace(key=jax.random.fold_in(state.key, 2)), report
+
+
+def _best_of(
+    state: SurgeonState,
+    factors: Factors | None,
+    cfg: ModelConfig,
+    config: SurgeonConfig,
+    held_out: Int[np.ndarray, "windows context"] | None,
+    mesh: Mesh | None,
+) -> tuple[SurgeonState, ShotReport]:
+    """The pruning step with the damping that the held-out text likes best."""
+    sparsity, losses = config.target(int(state.shot) + 1), {}
+    best: tuple[SurgeonState, ShotReport] | None = None
+    for factor in config.damp_factors:
+        damped = dataclasses.replace(config, damp_a=factor * config.damp_a, damp_g=factor * config.damp_g)
+        found = prune_shot(state, factors, cfg, damped, sparsity, mesh=mesh)
+        if len(config.damp_factors) == 1:
+            return found
+        assert held_out is not None
+        losses[factor] = float(evaluate(found[0].params, cfg, held_out).window_nll.mean())
+        if best is None or losses[factor] == min(losses.values()):
+            best = found
+    assert best is not None
+    return best[0], best[1]._replace(held_out_losses=losses)
 
 
 def prune_shot(

@@ -61,6 +61,9 @@ class Config:
     """Share of the mean diagonal added to the input factors before they are inverted."""
     damp_g: float = 0.1
     """The same for the factors of the gradients at the outputs."""
+    damp_auto: bool = False
+    """Try a third, once and three times both in every shot, and keep what is best on four more windows of the
+    calibration text."""
     joint: Literal["exact", "sum"] = "exact"
     """Rows and columns together: the optimum, or the sum of two updates as in the authors' code."""
     max_correlate: int = 0
@@ -119,7 +122,9 @@ class Config:
         )
         shared = {field.name for field in dataclasses.fields(SurgeonConfig)}
         shared &= {field.name for field in dataclasses.fields(Config)}
-        return SurgeonConfig(low_rank=low_rank, **{name: getattr(self, name) for name in shared})
+        factors = _DAMP_FACTORS if self.damp_auto else (1.0,)
+        options = {name: getattr(self, name) for name in shared}
+        return SurgeonConfig(low_rank=low_rank, damp_factors=factors, **options)
 
 
 PRESETS = {
@@ -138,6 +143,7 @@ PRESETS = {
 
 
 _TIMED_TOKENS = 512
+_DAMP_FACTORS, _HELD_OUT = (1 / 3, 1.0, 3.0), 4
 
 
 class _Work(NamedTuple):
@@ -148,6 +154,8 @@ class _Work(NamedTuple):
     progress: Progress
     model: Model
     calibration: np.ndarray
+    held_out: np.ndarray
+    """Further windows of the calibration text, with `damp_auto`."""
     valid: np.ndarray
     test: np.ndarray
 
@@ -181,8 +189,8 @@ def run(
         with progress.stage(f"load {config.model}"):
             loaded = load(config.model)
             model = Model(*stack_padded(loaded.params, loaded.cfg), loaded.tokenizer)
-            calibration, valid, test = _texts(config, model)
-        work = _Work(config, folder, progress, model, calibration, valid, test)
+            calibration, held_out, valid, test = _texts(config, model)
+        work = _Work(config, folder, progress, model, calibration, held_out, valid, test)
         _warn_of_few_tokens(work)
         state, reports = _shots(work)
         exported = _export(work, state)
@@ -208,13 +216,16 @@ def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _texts(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Calibration, validation and test windows, each with the beginning-of-text token where the model wants one."""
+def _texts(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Calibration, held-out, validation and test windows, each with the beginning-of-text token where the model wants
+    one.
+    """
     bos = model.cfg.bos_id if model.cfg.add_bos else None
+    pruned_on = config.calib_windows * (config.shots if config.fresh else 1)
     calibration = data.calibration_windows(
         data.token_ids(config.calib, model.tokenizer),
         context=config.calib_context,
-        count=config.calib_windows * (config.shots if config.fresh else 1),
+        count=pruned_on + (_HELD_OUT if config.damp_auto else 0),
         seed=config.seed,
         bos_id=bos,
     )
@@ -230,7 +241,7 @@ def _texts(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.nda
         if count > len(cut):
             raise InputError(f"{name} is {count}, but {text} holds {len(cut)} of {config.context} tokens")
         found.append(cut[: count or None])
-    return calibration, found[0], found[1]
+    return calibration[:pruned_on], calibration[pruned_on:], found[0], found[1]
 
 
 def _warn_of_few_tokens(work: _Work) -> None:
@@ -272,6 +283,10 @@ def _shots(work: _Work) -> tuple[SurgeonState, list[dict[str, Any]]]:
             for name, by_layer in report.removed.items():
                 figures[f"removed_{name}"] = by_layer
                 figures[f"damping_{name}"] = report.damping.get(name)
+            if report.held_out_losses:
+                figures["held_out_losses"] = {
+                    f"{factor:.3g}": loss for factor, loss in report.held_out_losses.items()
+                }
             seconds = time.monotonic() - started
             folder.log(step=report.shot, shot_seconds=round(seconds, 2), **figures)
             folder.checkpoint(report.shot, _storable(state))
@@ -291,6 +306,7 @@ def _shots(work: _Work) -> tuple[SurgeonState, list[dict[str, Any]]]:
                 state=state,
                 callback=done,
                 progress=lambda what, done, total: stage.show(**{what: f"{done}/{total}"}),
+                held_out=work.held_out,
                 mesh=make_mesh({"data": -1}) if jax.device_count() > 1 else None,
             )
     return state, [row for row in folder.metrics() if "step" in row]

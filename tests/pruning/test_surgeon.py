@@ -9,7 +9,7 @@ import pytest
 from toy_model import toy, toy_tokens
 
 from jaxlab.errors import InputError
-from jaxlab.models import LINEARS, forward, logits, token_logprobs
+from jaxlab.models import LINEARS, evaluate, forward, logits, token_logprobs
 from jaxlab.pruning import low_rank
 from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
@@ -162,9 +162,31 @@ def test_the_correction_lowers_the_loss_and_leaves_the_masks(structure):
     del params
 
 
+def test_of_several_dampings_the_one_that_the_held_out_text_likes_best_is_kept():
+    params, cfg = toy("llama", num_kv_heads=2)
+    held_out = toy_tokens(windows=3, context=16, seed=9)
+    factors, reports = (0.01, 1.0, 100.0), []
+    config = SurgeonConfig(**(SMALL | {"shots": 1, "damp_factors": factors}))
+
+    def keep(state, report):
+        reports.append(report)
+
+    state = prune(params, cfg, WINDOWS, config, KEY, held_out=held_out, callback=keep)
+    losses = reports[0].held_out_losses
+    assert list(losses) == list(factors) and len(set(losses.values())) == 3
+    best = min(losses, key=losses.get)
+    alone = SurgeonConfig(**(SMALL | {"shots": 1, "damp_a": 0.1 * best, "damp_g": 0.1 * best}))
+    expected = prune(params, cfg, WINDOWS, alone, KEY)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+    assert losses[best] == pytest.approx(float(evaluate(state.params, cfg, held_out).window_nll.mean()))
+    with pytest.raises(InputError, match="held_out is empty"):
+        prune(params, cfg, WINDOWS, config, KEY)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"damp_factors": (1.0, 0.0)}, "damp_factors"),
         ({"sparsity": 1.0}, "sparsity is 1.0"),
         ({"sparsity": -0.1}, "sparsity is -0.1"),
         ({"shots": 0}, "shots is 0"),
