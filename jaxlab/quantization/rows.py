@@ -68,9 +68,6 @@ def most_words(n: int, columns: int) -> int:
     return words_for(columns // n, MAX_INDEX_BITS + MAX_GAIN_BITS)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("n", "candidates", "words", "sweeps", "refit", "padding", "row_sets")
-)
 def quantize_rows(
     w: Float[Array, "rows columns"],
     unit: Float32[Array, ""],
@@ -108,6 +105,40 @@ def quantize_rows(
       row_sets: with `output_moment`, how many sets of rows there are, quantized one after the other; divides the
         number of rows.
     """
+    # Two programs, since the tables' shape differs between codes: the long one is compiled once for all of them.
+    y, gains, scale = _directions_and_gains(
+        w,
+        unit,
+        code,
+        signs,
+        inverse_factor,
+        output_moment,
+        n=n,
+        candidates=candidates,
+        sweeps=sweeps,
+        refit=refit,
+        padding=padding,
+        row_sets=row_sets,
+    )
+    return encode(y, gains, code, tables, words=words), scale
+
+
+@functools.partial(jax.jit, static_argnames=("n", "candidates", "sweeps", "refit", "padding", "row_sets"))
+def _directions_and_gains(
+    w: Float[Array, "rows columns"],
+    unit: Float32[Array, ""],
+    code: Code,
+    signs: Bool[Array, " columns"] | None,
+    inverse_factor: Float[Array, "columns columns"] | None,
+    output_moment: Float[Array, "rows rows"] | None,
+    *,
+    n: int,
+    candidates: int,
+    sweeps: int,
+    refit: bool,
+    padding: int,
+    row_sets: int,
+) -> tuple[Int8[Array, "rows columns"], UInt8[Array, "rows groups"], Float16[Array, " rows"]]:
     w = w / unit
     if signs is not None:
         w = rotate(w, signs)
@@ -140,7 +171,7 @@ def quantize_rows(
             )
         if refit:
             gains = refit_gains(w, y, inverse_factor, scale, code, n=n)
-    return encode(y, gains, code, tables, words=words), scale
+    return y, gains, scale
 
 
 def row_scale(w: Float[Array, "rows columns"]) -> Float16[Array, " rows"]:
@@ -319,6 +350,7 @@ def refit_gains(
     return jax.lax.map(one_row, (w, y, scale), batch_size=min(w.shape[0], _ROWS_AT_ONCE))
 
 
+@functools.partial(jax.jit, static_argnames="words")
 def encode(
     y: Int8[Array, "rows columns"],
     gains: UInt8[Array, "rows groups"],
