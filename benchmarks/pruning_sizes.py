@@ -13,8 +13,9 @@ from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.low_rank import LowRank
 
 SIZES = (0.9, 0.8, 0.7, 0.6, 0.5)
-DAMPINGS = (0.01, 0.1, 1.0)
-DEFAULT_DAMPING = 0.1  # of methods that look at nothing that is damped
+DEFAULT_DAMPING = 0.1
+"""First, so that an interrupted run has one table; the only one for methods that look at nothing that is damped."""
+DAMPINGS = (DEFAULT_DAMPING, 0.01, 1.0)
 VARIANTS: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude"},
     "l-obd": {"method": "l-obd"},
@@ -28,19 +29,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """A row for each method and size."""
-    lab, rows = Lab(), []
-    shots = 2 if quick else 10
+    lab = Lab()
+    shots, count = (2, 1) if quick else (10, 16)
     sizes = (0.95, 0.9) if quick else SIZES
-    for name, options in VARIANTS.items() if not quick else [("surgeon", {})]:
-        candidates = DAMPINGS if "surgeon" in name and not quick else (DEFAULT_DAMPING,)
-        tried = {}
-        for damping in candidates:
+    variants = {"surgeon": VARIANTS["surgeon"]} if quick else VARIANTS
+    tried: dict[str, dict[float, list[dict[str, Any]]]] = {name: {} for name in variants}
+    for damping in (DEFAULT_DAMPING,) if quick else DAMPINGS:
+        for name, options in variants.items():
+            if damping != DEFAULT_DAMPING and "surgeon" not in name:
+                continue
             config = SurgeonConfig(
                 sparsity=1 - sizes[-1], shots=shots, damp_a=damping, damp_g=damping, **options
             )
-            count = 1 if quick else 16
-            tried[damping] = lab.shots(config, count, tuple(TEXTS), every=shots // len(sizes))
+            tried[name][damping] = lab.shots(config, count, tuple(TEXTS), every=shots // len(sizes))
+    rows = []
+    for name, runs in tried.items():
         for index, size in enumerate(sizes):
-            best = min(tried, key=lambda damping: tried[damping][index]["valid"])
-            rows.append({"size": size, "method": name, "damping": best, **row(tried[best][index])})
+            best = min(runs, key=lambda damping: runs[damping][index]["valid"])
+            rows.append({"size": size, "method": name, "damping": best, **row(runs[best][index])})
     return rows
