@@ -13,12 +13,12 @@ _MAIN = "import sys; from jaxlab.cli import main; sys.exit(main(sys.argv[1:]))"
 def run_until_killed(system, config, out, milestone):
     """Runs a recipe by the command line into `out`, and kills it once the path `milestone` exists."""
     options = []
-    for name, value in dataclasses.asdict(config).items():
-        option = name.replace("_", "-")
+    for field in dataclasses.fields(config):
+        option, value = field.name.replace("_", "-"), getattr(config, field.name)
         if not isinstance(value, bool):
             options.append(f"--{option}={value}")
-        elif not value:  # all flags are on by default
-            options.append(f"--no-{option}")
+        elif value != field.default:
+            options.append(f"--{option}" if value else f"--no-{option}")
     command = [sys.executable, "-c", _MAIN, "run", system, *options, "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
