@@ -129,6 +129,7 @@ def test_a_part_gets_the_code_of_a_matrix_of_its_size():
         jax.tree.map(np.testing.assert_array_equal, layers[index].tensors[name], alone)
 
 
+@pytest.mark.slow
 def test_feedback_acts_within_the_part_and_an_interrupted_run_goes_on():
     params = pruned()
     _, parts = find_parts(params, CFG, multiple=16)

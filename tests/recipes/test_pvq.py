@@ -92,6 +92,7 @@ def test_a_finished_run_is_returned_at_once_on_resume(finished, tiny_config):
     assert pvq.run(tiny_config, out=out, resume=True) == summary
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_resumes_to_the_same_model_and_figures(finished, tiny_config, tmp_path):
     _, expected = finished
     out = tmp_path / "killed"
