@@ -176,6 +176,22 @@ def damped(hessian: jax.Array, damping: float | jax.Array) -> jax.Array:
     )
 
 
+def after(x: jax.Array, others: Any) -> jax.Array:
+    """x, but not before the arrays `others` are there.
+
+    XLA's CPU backend runs independent steps of a program at the same time, and its triangular solve waits, in a thread
+    of the pool, for others of the same pool: two of them at once can hang on two cores (seen with jaxlib 0.10.2).
+    A barrier does not help, since it is taken out before the steps are scheduled.
+
+    Args:
+      x: floating point.
+      others: pytree of finite arrays of at least one number.
+    """
+    for other in jax.tree.leaves(others):
+        x = x + 0 * other.reshape(-1)[0].astype(x.dtype)
+    return x
+
+
 def inverse_cholesky(hessian: jax.Array, *, damping: float = 0.01) -> jax.Array:
     """Upper triangular U with (H + damping * mean(diag H) * I)^-1 = U^T U.
 

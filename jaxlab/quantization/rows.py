@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float16, Float32, Int, Int8, Int32, UI
 from jaxlab.kernels.block_feedback import (
     Descent,
     Feedback,
+    after,
     block_descent,
     inverse_cholesky,
     prepare_descent,
@@ -161,7 +162,7 @@ def _directions_and_gains(
             y, gains = _quantize_row_sets(
                 w,
                 feedback,
-                output_moment,
+                after(output_moment, feedback),
                 scale,
                 code,
                 n=n,
@@ -232,7 +233,7 @@ def _prepare(
     feedback = prepare_feedback(inverse_factor, block=n)
     if not sweeps:
         return feedback, None
-    v = _inverse(inverse_factor)
+    v = _inverse(after(inverse_factor, feedback))
     return feedback, prepare_descent(v @ v.T, block=n)
 
 
