@@ -176,7 +176,7 @@ def damped(hessian: jax.Array, damping: float | jax.Array) -> jax.Array:
     )
 
 
-def after(x: jax.Array, others: Any) -> jax.Array:
+def wait_for(x: jax.Array, others: Any) -> jax.Array:
     """x, but not before the arrays `others` are there.
 
     XLA's CPU backend runs independent steps of a program at the same time, and its triangular solve waits, in a thread

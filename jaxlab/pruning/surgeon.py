@@ -220,7 +220,7 @@ def _best_of(
         if len(config.damp_factors) == 1:
             return found
         assert held_out is not None
-        losses[factor] = float(evaluate(found[0].params, cfg, held_out).window_nll.mean())
+        losses[factor] = evaluate(found[0].params, cfg, held_out).mean_nll
         if best is None or losses[factor] == min(losses.values()):
             best = found
     assert best is not None

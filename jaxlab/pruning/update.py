@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxlab.errors import InputError
+from jaxlab.kernels.block_feedback import wait_for
 from jaxlab.pruning.inverse import Inverses
 from jaxlab.pruning.masked_algebra import block, cholesky, product, solve_cholesky
 
@@ -66,7 +67,7 @@ def update(
     if inverses is not None and row_mask is not None:
         change += _row_change(W, row_mask, inverses.G, max_correlate, add_update)
     if inverses is not None and column_mask is not None:
-        start = W + change if joint == "exact" else W
+        start = W + change if joint == "exact" else wait_for(W, change)
         change += _row_change(start.T, column_mask, inverses.A, max_correlate, add_update).T
     pruned = jnp.zeros(W.shape, bool)
     if row_mask is not None:

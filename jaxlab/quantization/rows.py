@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Float16, Float32, Int, Int8, Int32, UI
 from jaxlab.kernels.block_feedback import (
     Descent,
     Feedback,
-    after,
     block_descent,
     inverse_cholesky,
     prepare_descent,
     prepare_feedback,
+    wait_for,
 )
 from jaxlab.kernels.block_feedback import block_feedback as feed_back
 from jaxlab.kernels.pyramid_index import count, limbs, rank, rank_tables
@@ -140,6 +140,7 @@ def _directions_and_gains(
     padding: int,
     row_sets: int,
 ) -> tuple[Int8[Array, "rows columns"], UInt8[Array, "rows groups"], Float16[Array, " rows"]]:
+    """Directions, gain codes and scales; arguments as for `quantize_rows`."""
     w = w / unit
     if signs is not None:
         w = rotate(w, signs)
@@ -162,7 +163,7 @@ def _directions_and_gains(
             y, gains = _quantize_row_sets(
                 w,
                 feedback,
-                after(output_moment, feedback),
+                wait_for(output_moment, feedback),
                 scale,
                 code,
                 n=n,
@@ -171,7 +172,7 @@ def _directions_and_gains(
                 sets=row_sets,
             )
         if refit:
-            gains = refit_gains(w, y, inverse_factor, scale, code, n=n)
+            gains = refit_gains(w, y, wait_for(inverse_factor, feedback), scale, code, n=n)
     return y, gains, scale
 
 
@@ -233,7 +234,7 @@ def _prepare(
     feedback = prepare_feedback(inverse_factor, block=n)
     if not sweeps:
         return feedback, None
-    v = _inverse(after(inverse_factor, feedback))
+    v = _inverse(wait_for(inverse_factor, feedback))
     return feedback, prepare_descent(v @ v.T, block=n)
 
 

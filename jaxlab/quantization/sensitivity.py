@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlab.kernels.block_feedback import after, inverse_cholesky
+from jaxlab.kernels.block_feedback import inverse_cholesky, wait_for
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.draws import draw
 from jaxlab.models.fast_products import FastMatrix, fast_head, fast_transposed_product, with_fast_products
@@ -216,7 +216,7 @@ def _cost(
     powers = jnp.sum(jnp.square(inputs.astype(jnp.float32)), axis=1).reshape(-1)
     trace = jnp.mean(squares.reshape(-1) * powers)
     factor = inverse_cholesky(rotate_hessian(moment, random_signs(key, w.shape[1])), damping=damping)
-    output_factor = inverse_cholesky(after(outputs, factor), damping=output_damping)
+    output_factor = inverse_cholesky(wait_for(outputs, factor), damping=output_damping)
     ratio = trace / (jnp.trace(moment) * jnp.trace(outputs))
     by_row = jnp.mean(jnp.square(w), axis=1) / jnp.square(jnp.diagonal(output_factor))
     cost = ratio * jnp.sum(by_row) * jnp.sum(1 / jnp.square(jnp.diagonal(factor))) / 2

@@ -14,6 +14,7 @@ from jaxlab.kernels.block_feedback import (
     inverse_cholesky,
     prepare_descent,
     prepare_feedback,
+    wait_for,
 )
 
 
@@ -271,3 +272,11 @@ def test_damping_adds_a_share_of_the_mean_diagonal():
     np.testing.assert_allclose(
         damped(jnp.asarray(h, jnp.float32), 0.3), h + 0.3 * np.trace(h) / 5 * np.eye(5), rtol=1e-5
     )
+
+
+def test_waiting_changes_no_bit_and_is_still_there_after_compilation():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    others = (jnp.arange(4, dtype=jnp.int8), {"a": jnp.full((2, 2), 1e30)})
+    np.testing.assert_array_equal(jax.jit(wait_for)(x, others), x)
+    # A compiler that dropped the unused operand would not let its NaN through.
+    assert np.isnan(jax.jit(wait_for)(x, jnp.array([jnp.nan]))).all()
