@@ -1,0 +1,224 @@
+"""Running a program on a state vector, with a gradient whose memory does not grow with depth.
+
+The adjoint method keeps the final state alone: backwards, each segment is undone on the state and on the cotangent, and
+the cotangents of block matrices, phases and pair coefficients go through the small function that built them. Reference:
+Jones and Gacon, arXiv:2009.02823.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex
+
+from jaxlab.errors import InputError
+from jaxlab.kernels.statevector import blocks, monomials, pairs
+from jaxlab.quantum.circuit import Body, BodySlots, Program, Slots
+from jaxlab.quantum.lowering import Dense, Monomial, Segment, inverse_columns, is_run, lower
+from jaxlab.quantum.operands import Operand, build, masks_of
+
+Differentiation = Literal["adjoint", "backprop"]
+_BLOCK = 4
+
+
+class _Settings(NamedTuple):
+    """The static half of a run."""
+
+    program: Program
+    block: int
+
+
+def zero_state(n: int, dtype: Any = jnp.complex64) -> Complex[Array, " 2^n"]:
+    """|0...0> of n wires."""
+    return jnp.zeros(1 << n, dtype).at[0].set(1)
+
+
+def simulate(
+    program: Program,
+    slots: Slots,
+    state: Complex[Array, " 2^n"] | None = None,
+    *,
+    dtype: Any = None,
+    diff: Differentiation = "adjoint",
+    block: int | None = None,
+) -> Complex[Array, " 2^n"]:
+    """The state that a program leads to; wire 0 is the most significant bit of an amplitude's index.
+
+    Args:
+      program: see `trace`.
+      slots: its arrays.
+      state: to begin with, |0...0> if None; batches by `vmap`.
+      dtype: complex64 or complex128; None is that of the angles, matrices and state.
+      diff: "adjoint" (constant memory; reverse mode only, to any order, and for unitary matrices only) or "backprop"
+        (memory grows with depth; forward mode too).
+      block: most wires of a dense block, 1 to 10; None picks.
+
+    Raises:
+      InputError: an argument does not fit the program.
+    """
+    if diff not in ("adjoint", "backprop"):
+        raise InputError(f"diff is {diff!r}; it must be 'adjoint' or 'backprop'")
+    if len(slots) != len(program.parts):
+        raise InputError(f"slots has {len(slots)} parts, the program {len(program.parts)}")
+    if block is not None and not 1 <= block <= 10:
+        raise InputError(f"block is {block}; it must lie between 1 and 10")
+    dtype = _dtype(slots, state, dtype)
+    if state is None:
+        state = zero_state(program.n, dtype)
+    if state.shape != (1 << program.n,):
+        raise InputError(
+            f"state has shape {state.shape}; for {program.n} wires it must be ({1 << program.n},) (vmap for batches)"
+        )
+    settings = _Settings(program, min(program.n, block or _BLOCK))
+    run = _adjoint if diff == "adjoint" else _forward
+    return run(settings, _cast(slots, dtype), state.astype(dtype))
+
+
+def _dtype(slots: Slots, state: Array | None, dtype: Any) -> Any:
+    if dtype is None:
+        leaves = [leaf for leaf in jax.tree.leaves(slots) if leaf.size] + ([] if state is None else [state])
+        return functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves], jnp.dtype(jnp.complex64))
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.complex64, jnp.complex128):
+        raise InputError(f"dtype is {dtype}; it must be complex64 or complex128")
+    if dtype == jnp.complex128 and jnp.result_type(complex) != dtype:
+        raise InputError("dtype is complex128, which needs double precision: with jax.enable_x64(True): ...")
+    return dtype
+
+
+def _cast(slots: Slots, dtype: Any) -> Slots:
+    real = jnp.zeros(0, dtype).real.dtype
+    return tuple(
+        BodySlots(one.angles.astype(real), tuple(matrix.astype(dtype) for matrix in one.matrices))
+        for one in slots
+    )
+
+
+def _forward(settings: _Settings, slots: Slots, psi: Array) -> Array:
+    n = settings.program.n
+    for part, own in zip(settings.program.parts, slots, strict=True):
+        segments = lower(part.body, n, settings.block)
+        if part.times is None:
+            psi = _run(segments, build(segments, own), psi, n)
+        else:
+
+            def layer(
+                psi: Array, own: BodySlots, segments: tuple[Segment, ...] = segments
+            ) -> tuple[Array, None]:
+                return _run(segments, build(segments, own), psi, n), None
+
+            psi, _ = jax.lax.scan(layer, psi, own)
+    return psi
+
+
+def _run(segments: tuple[Segment, ...], operands: tuple[Operand, ...], psi: Array, n: int) -> Array:
+    for segment, operand in zip(segments, operands, strict=True):
+        psi = _apply(segment, operand, psi, n)
+    return psi
+
+
+def _apply(segment: Segment, operand: Any, psi: Array, n: int) -> Array:
+    if isinstance(segment, Monomial):
+        psi = monomials.multiply_phases(psi, operand, _masks(segment), n)
+        return monomials.permute(psi, _inverse(segment, n), segment.offset, n)
+    if isinstance(segment, Dense):
+        turning = covers(segment, n)
+        for block, matrix in zip(segment.blocks, operand, strict=True):
+            matrix = matrix.astype(psi.dtype)
+            psi = blocks.rotate(psi, matrix) if turning else blocks.apply_block(psi, matrix, block.wires)
+        return psi
+    return pairs.apply_pairs(psi, masks_of(segment), operand)
+
+
+def _undo(segment: Segment, operand: Any, after: Array, psi: Array, n: int) -> tuple[Array, Array, Any]:
+    """Conjugate cotangent and state before a segment, and the cotangent of its operand."""
+    if isinstance(segment, Monomial):
+        columns, offset = segment.columns, _image(_inverse(segment, n), segment.offset)
+        psi, after = (monomials.permute(x, columns, offset, n) for x in (psi, after))
+        masks = _masks(segment)
+        gradient = monomials.phase_gradient(after, psi, masks, n) if masks else operand
+        psi, after = (monomials.multiply_phases(x, operand, masks, n, inverse=True) for x in (psi, after))
+        return after, psi, gradient.astype(operand.dtype)
+    if isinstance(segment, Dense):
+        turning, found = covers(segment, n), []
+        for block, matrix in zip(reversed(segment.blocks), reversed(operand), strict=True):
+            wide = matrix.astype(psi.dtype)
+            if turning:
+                psi = blocks.unrotate(psi, wide)
+                gradient = blocks.rotated_gradient(after, psi, len(wide))
+                after = blocks.unrotate(after, wide)
+            else:
+                inverse = wide.conj().T
+                psi = blocks.apply_block(psi, inverse, block.wires)
+                gradient = blocks.block_gradient(after, psi, block.wires)
+                after = blocks.apply_block(after, inverse, block.wires)
+            found.append(gradient.astype(matrix.dtype))
+        return after, psi, tuple(reversed(found))
+    after, psi, gradient = pairs.unapply_pairs(after, psi, masks_of(segment), operand)
+    return after, psi, gradient.astype(operand.dtype)
+
+
+def covers(segment: Dense, n: int) -> bool:
+    """Whether the blocks follow each other from the first wire to the last."""
+    return all(is_run(block.wires) for block in segment.blocks) and [
+        wire for block in segment.blocks for wire in block.wires
+    ] == list(range(n))
+
+
+def _masks(segment: Monomial) -> list[int]:
+    return [term.mask for term in segment.terms]
+
+
+def _inverse(segment: Monomial, n: int) -> tuple[int, ...] | None:
+    return None if segment.columns is None else inverse_columns(segment.columns, n)
+
+
+def _image(columns: tuple[int, ...] | None, x: int) -> int:
+    if columns is None:
+        return x
+    return functools.reduce(int.__xor__, [column for bit, column in enumerate(columns) if x >> bit & 1], 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _adjoint(settings: _Settings, slots: Slots, psi: Array) -> Array:
+    return _forward(settings, slots, psi)
+
+
+def _adjoint_forward(settings: _Settings, slots: Slots, psi: Array) -> tuple[Array, tuple[Slots, Array]]:
+    # The undecorated function: with the decorated one jax.hessian would raise.
+    psi = _forward(settings, slots, psi)
+    return psi, (slots, psi)
+
+
+def _adjoint_backward(
+    settings: _Settings, kept: tuple[Slots, Array], cotangent: Array
+) -> tuple[Slots, Array]:
+    slots, psi = kept
+    after, n = cotangent.conj(), settings.program.n
+    found: list[BodySlots] = []
+    for part, own in zip(reversed(settings.program.parts), reversed(slots), strict=True):
+        back = functools.partial(_undo_body, part.body, n, settings.block)
+        if part.times is None:
+            (after, psi), gradient = back((after, psi), own)
+        else:
+            (after, psi), gradient = jax.lax.scan(back, (after, psi), own, reverse=True)
+        found.append(gradient)
+    return tuple(reversed(found)), after.conj()
+
+
+def _undo_body(
+    body: Body, n: int, block: int, states: tuple[Array, Array], slots: BodySlots
+) -> tuple[tuple[Array, Array], BodySlots]:
+    segments = lower(body, n, block)
+    operands, pull = jax.vjp(functools.partial(build, segments), slots)
+    after, psi = states
+    gradients: list[Any] = []
+    for segment, operand in zip(reversed(segments), reversed(operands), strict=True):
+        after, psi, gradient = _undo(segment, operand, after, psi, n)
+        gradients.append(gradient)
+    (found,) = pull(tuple(reversed(gradients)))
+    return (after, psi), found
+
+
+_adjoint.defvjp(_adjoint_forward, _adjoint_backward)

@@ -1,0 +1,140 @@
+"""Phases and affine permutations of a state vector: whatever X, CNOT, SWAP, RZ, CZ, MultiRZ, ... do together.
+
+psi'[A x XOR offset] = exp(i phase(x)) psi[x], phase(x) = sum over terms of c (-1)^(number of ones of x AND mask). An
+index is split in halves, so that neither a phase nor a permutation needs a constant as large as the state: the signs of
+a mask factorise, and so does the XOR of the columns of A. States are complex [2^n]; batches by `vmap`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def parity(x: jax.Array) -> jax.Array:
+    """Number of ones modulo 2."""
+    return jax.lax.population_count(x) & 1
+
+
+def linear_image(columns: Sequence[int], n: int) -> tuple[jax.Array, jax.Array]:
+    """XOR of the columns that an index's ones pick, for all values of its upper and of its lower bits."""
+    low = n - n // 2
+    tables = []
+    for first, bits in ((low, n // 2), (0, low)):
+        index = jax.lax.iota(jnp.int32, 1 << bits)
+        table = jnp.zeros_like(index)
+        for bit in range(bits):
+            table ^= -(index >> bit & 1) & columns[first + bit]
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def permute(psi: jax.Array, inverse_columns: Sequence[int] | None, offset: int, n: int) -> jax.Array:
+    """psi'[y] = psi[A^-1 (y XOR offset)].
+
+    Args:
+      psi: [2^n].
+      inverse_columns: of A^-1 over GF(2), column b as the mask of the image of bit b; None for the identity.
+      offset: XORed to the result of A.
+      n: number of wires.
+    """
+    if inverse_columns is None and not offset:
+        return psi
+    columns = inverse_columns or [1 << bit for bit in range(n)]
+    start = 0
+    for bit in range(n):
+        start ^= columns[bit] * (offset >> bit & 1)
+    upper, lower = linear_image(columns, n)
+    source = (upper[:, None] ^ lower ^ start).reshape(-1)
+    return psi.at[source].get(mode="promise_in_bounds")
+
+
+class _Halves(NamedTuple):
+    """Terms by where their masks lie."""
+
+    upper: list[int]
+    lower: list[int]
+    both: list[int]
+
+
+def _split(masks: Sequence[int], n: int) -> _Halves:
+    low = (1 << (n - n // 2)) - 1
+    sides = [(bool(mask & ~low), bool(mask & low)) for mask in masks]
+    return _Halves(
+        [i for i, (upper, lower) in enumerate(sides) if not lower],
+        [i for i, (upper, lower) in enumerate(sides) if lower and not upper],
+        [i for i, (upper, lower) in enumerate(sides) if lower and upper],
+    )
+
+
+def _signs(masks: Sequence[int], chosen: list[int], n: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """(-1)^parity of the chosen masks, for all values of the upper and of the lower half of an index."""
+    low = n - n // 2
+    picked = np.array([masks[i] for i in chosen], np.int32)
+    halves = []
+    for part, bits in ((picked >> low, n // 2), (picked & ((1 << low) - 1), low)):
+        ones = parity(jax.lax.iota(jnp.int32, 1 << bits) & jnp.asarray(part)[:, None])
+        halves.append((1 - 2 * ones).astype(dtype))
+    return halves[0], halves[1]
+
+
+def multiply_phases(
+    psi: jax.Array, coefficients: jax.Array, masks: Sequence[int], n: int, *, inverse: bool = False
+) -> jax.Array:
+    """psi[x] exp(i sum_t coefficients[t] (-1)^parity(x AND masks[t])); `inverse` takes that back.
+
+    Args:
+      psi: [2^n].
+      coefficients: real [terms].
+      masks: one for each term.
+      n: number of wires.
+      inverse: the other sign of the phase.
+    """
+    if not masks:
+        return psi
+    c = (-coefficients if inverse else coefficients).astype(psi.real.dtype)
+    halves = _split(masks, n)
+    out = psi.reshape(1 << (n // 2), -1)
+    for chosen, side in ((halves.upper, 0), (halves.lower, 1)):
+        if chosen:
+            phase = jnp.matmul(
+                c[np.array(chosen)], _signs(masks, chosen, n, c.dtype)[side], precision=_HIGHEST
+            )
+            factor = jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+            out = out * (factor[:, None] if side == 0 else factor)
+    if halves.both:
+        upper, lower = _signs(masks, halves.both, n, c.dtype)
+        phase = jnp.matmul(upper.T * c[np.array(halves.both)], lower, precision=_HIGHEST)
+        out = out * jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+    return out.reshape(-1)
+
+
+def phase_gradient(after: jax.Array, psi: jax.Array, masks: Sequence[int], n: int) -> jax.Array:
+    """Gradient [terms] of `multiply_phases` in its coefficients.
+
+    Args:
+      after: conjugate cotangent of the result, [2^n].
+      psi: the result itself, [2^n].
+      masks: one for each term.
+      n: number of wires.
+    """
+    weight = -jnp.imag(after.conj() * psi).reshape(1 << (n // 2), -1)
+    halves = _split(masks, n)
+    order = halves.upper + halves.lower + halves.both
+    found = []
+    if halves.upper:
+        found.append(
+            jnp.matmul(_signs(masks, halves.upper, n, weight.dtype)[0], weight.sum(1), precision=_HIGHEST)
+        )
+    if halves.lower:
+        found.append(
+            jnp.matmul(_signs(masks, halves.lower, n, weight.dtype)[1], weight.sum(0), precision=_HIGHEST)
+        )
+    if halves.both:
+        upper, lower = _signs(masks, halves.both, n, weight.dtype)
+        found.append(jnp.sum(jnp.matmul(upper, weight, precision=_HIGHEST) * lower, axis=1))
+    return jnp.concatenate(found)[np.argsort(order)]
