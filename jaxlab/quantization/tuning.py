@@ -23,7 +23,7 @@ from jaxlab.models.linear import LINEARS, linear, register_linear
 from jaxlab.models.transformer import forward
 from jaxlab.quantization.pvq import PVQTensor
 
-_TOKENS_AT_ONCE = 1024
+_TOKENS_AT_ONCE = 512
 _CHUNK = 256
 _WARMUP = 3
 
