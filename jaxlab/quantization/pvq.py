@@ -134,7 +134,7 @@ def quantize_prepared(
     refit: bool = False,
     padding: int = 0,
     output_moment: Float[Array, "rows rows"] | None = None,
-    row_sets: int = 64,
+    row_sets: int = 16,
     row_map: RowMap = lambda function: function,
 ) -> PVQTensor:
     """`quantize` with the rotation drawn and the Hessian factored, by a row-wise function that `row_map` may

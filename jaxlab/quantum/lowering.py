@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.errors import InputError
-from jaxlab.quantum.circuit import UNITARY, Body, Gate
+from jaxlab.quantum.recording import UNITARY, Body, Gate
 from jaxlab.quantum.gates import GateType, Pair, Parity, gate_type, pair_of_matrix
 
 _MOST_DENSE_WIRES = 10

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
 
-from jaxlab.quantum.circuit import BodySlots, Gate
+from jaxlab.quantum.recording import BodySlots, Gate
 from jaxlab.quantum.lowering import Block, Dense, Monomial, Pairs, Segment, known_type, pair_of
 
 Operand = Array | tuple[Array, ...]

@@ -6,6 +6,7 @@ Jones and Gacon, arXiv:2009.02823.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Complex
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.statevector import blocks, monomials, pairs
-from jaxlab.quantum.circuit import Body, BodySlots, Program, Slots
+from jaxlab.quantum.recording import Body, BodySlots, Program, Slots, record
 from jaxlab.quantum.lowering import Dense, Monomial, Segment, inverse_columns, is_run, lower
 from jaxlab.quantum.operands import Operand, build, masks_of
 
@@ -73,6 +74,33 @@ def simulate(
     settings = _Settings(program, min(program.n, block or _BLOCK))
     run = _adjoint if diff == "adjoint" else _forward
     return run(settings, _cast(slots, dtype), state.astype(dtype))
+
+
+def circuit(
+    fn: Callable[..., Any],
+    n: int,
+    measure: Callable[[Complex[Array, " 2^n"]], Any],
+    *,
+    dtype: Any = None,
+    diff: Differentiation = "adjoint",
+    block: int | None = None,
+) -> Callable[..., Any]:
+    """The pure function `(*args) -> measure(final state)` of a circuit, for jit, vmap and grad.
+
+    Args:
+      fn: `fn(c, *args)` calls gates on the `Circuit` c.
+      n: wires.
+      measure: of the state, e.g. `marginal_z` or `lambda psi: expval(psi, hamiltonian)`.
+      dtype: see `simulate`.
+      diff: see `simulate`.
+      block: see `simulate`.
+    """
+
+    def run(*args: Any) -> Any:
+        program, slots = record(fn, n, *args)
+        return measure(simulate(program, slots, dtype=dtype, diff=diff, block=block))
+
+    return run
 
 
 def _dtype(slots: Slots, state: Array | None, dtype: Any) -> Any:

@@ -79,7 +79,7 @@ class Config:
     """Which PVQ matrices get more bits: by the divergence that their errors are predicted to cause (needs at least
     as many calibration tokens as the widest matrix has columns, better ten times as many), or only keys and values,
     by how many heads read them."""
-    tuning_windows: int = 80
+    tuning_windows: int = 64
     """Further windows of the calibration text on which row scales and norms are tuned in the end; 0 leaves them."""
     learning_rate: float = 2e-3
     """Of that tuning: relative change a step."""

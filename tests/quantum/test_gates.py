@@ -7,7 +7,7 @@ import pennylane as qml
 import pytest
 from pennylane_oracle import NAMES, operator, wires_and_angles
 
-from jaxlab.quantum.circuit import Gate
+from jaxlab.quantum.recording import Gate
 from jaxlab.quantum.gates import ALIASES, GATES, gate_type
 from jaxlab.quantum.lowering import pair_form, parities
 

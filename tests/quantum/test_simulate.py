@@ -10,7 +10,7 @@ import pytest
 from pennylane_oracle import all_angles, final_state, random_gates, record_gates
 
 from jaxlab.errors import InputError
-from jaxlab.quantum.circuit import record, trace
+from jaxlab.quantum.recording import record, trace
 from jaxlab.quantum.simulate import simulate
 
 
