@@ -56,8 +56,8 @@ class GateType(NamedTuple):
     """Of a diagonal gate."""
     pair: Pair | None = None
     is_real: bool = False
-    frequencies: tuple[float, ...] = (1.0,)
-    """Of an expectation value in the gate's angle (each angle alone): differences of the generator's eigenvalues."""
+    spectrum: tuple[float, ...] = (-0.5, 0.5)
+    """Eigenvalues of the generator of each angle alone."""
 
 
 class Alias(NamedTuple):
@@ -282,9 +282,9 @@ def _pauli_pair(word: str) -> Pair:
 
 
 def _diagonal_type(
-    parities: tuple[Parity, ...], wires: int, angles: int = 1, frequencies: tuple[float, ...] = (1.0,)
+    parities: tuple[Parity, ...], wires: int, angles: int = 1, spectrum: tuple[float, ...] = (-0.5, 0.5)
 ) -> GateType:
-    return GateType(wires, angles, _diagonal(parities, wires), parities, frequencies=frequencies)
+    return GateType(wires, angles, _diagonal(parities, wires), parities, spectrum=spectrum)
 
 
 def _fixed_phase(phase: float) -> GateType:
@@ -305,7 +305,7 @@ def _excitation(size: int, low: int, high: int, outside: float = 0.0) -> GateTyp
         _in_subspace(size, low, high, outside),
         pair=None if outside else _givens(low ^ high, low),
         is_real=not outside,
-        frequencies=(1.0,) if outside else (0.5, 1.0),
+        spectrum=(-0.5, 0.5) if outside else (-0.5, 0.0, 0.5),
     )
 
 
@@ -321,28 +321,28 @@ GATES: dict[str, GateType] = {
     "RX": GateType(1, 1, _rotation(X)),
     "RY": GateType(1, 1, _rotation(Y), is_real=True),
     "RZ": _diagonal_type((Parity(1, -0.5),), 1),
-    "PhaseShift": _diagonal_type((Parity(0, 0.5), Parity(1, -0.5)), 1),
-    "GlobalPhase": _diagonal_type((Parity(0, -1.0),), 0),
+    "PhaseShift": _diagonal_type((Parity(0, 0.5), Parity(1, -0.5)), 1, spectrum=(0.0, 1.0)),
+    "GlobalPhase": _diagonal_type((Parity(0, -1.0),), 0, spectrum=(-1.0,)),
     "Rot": GateType(1, 3, _rot),
-    "U2": GateType(1, 2, _u2),
-    "U3": GateType(1, 3, _u3),
+    "U2": GateType(1, 2, _u2, spectrum=(0.0, 1.0)),
+    "U3": GateType(1, 3, _u3, spectrum=(-0.5, 0.0, 0.5, 1.0)),
     "SWAP": _fixed(_SWAP),
     "ISWAP": _fixed(_ISWAP),
     "SISWAP": _fixed(_SQRT_ISWAP),
     "ECR": _fixed(_ECR),
-    "PSWAP": GateType(2, 1, _pswap),
+    "PSWAP": GateType(2, 1, _pswap, spectrum=(0.0, 1.0)),
     "IsingXX": GateType(2, 1, _rotation(pauli_matrix("XX")), pair=_pauli_pair("XX")),
     "IsingYY": GateType(2, 1, _rotation(pauli_matrix("YY")), pair=_pauli_pair("YY")),
     "IsingZZ": _diagonal_type((Parity(3, -0.5),), 2),
-    "IsingXY": GateType(2, 1, _ising_xy, frequencies=(0.5, 1.0)),
+    "IsingXY": GateType(2, 1, _ising_xy, spectrum=(-0.5, 0.0, 0.5)),
     "SingleExcitation": _excitation(4, 1, 2),
     "SingleExcitationPlus": _excitation(4, 1, 2, 0.5),
     "SingleExcitationMinus": _excitation(4, 1, 2, -0.5),
     "DoubleExcitation": _excitation(16, 3, 12),
     "DoubleExcitationPlus": _excitation(16, 3, 12, 0.5),
     "DoubleExcitationMinus": _excitation(16, 3, 12, -0.5),
-    "OrbitalRotation": GateType(4, 1, _orbital_rotation, is_real=True, frequencies=(0.5, 1.0, 1.5, 2.0)),
-    "FermionicSWAP": GateType(2, 1, _fermionic_swap),
+    "OrbitalRotation": GateType(4, 1, _orbital_rotation, is_real=True, spectrum=(-1.0, -0.5, 0.0, 0.5, 1.0)),
+    "FermionicSWAP": GateType(2, 1, _fermionic_swap, spectrum=(0.0, 1.0)),
 }
 """Gates with a fixed number of wires."""
 
@@ -390,5 +390,5 @@ def gate_type(kind: str) -> GateType:
     if name == "PCPhase":
         wires, inside = map(int, detail.split(","))
         slopes = np.where(np.arange(1 << wires) < inside, 1.0, -1.0)
-        return _diagonal_type(parities_of(slopes, np.zeros_like(slopes)), wires, frequencies=(2.0,))
+        return _diagonal_type(parities_of(slopes, np.zeros_like(slopes)), wires, spectrum=(-1.0, 1.0))
     raise KeyError(kind)

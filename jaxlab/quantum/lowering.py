@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.errors import InputError
-from jaxlab.quantum.recording import UNITARY, Body, Gate
 from jaxlab.quantum.gates import GateType, Pair, Parity, gate_type, pair_of_matrix
+from jaxlab.quantum.recording import UNITARY, Body, Gate
 
 _MOST_DENSE_WIRES = 10
 _MOST_EXPANDED_CONTROLS = 2

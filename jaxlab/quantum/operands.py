@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
 
-from jaxlab.quantum.recording import BodySlots, Gate
 from jaxlab.quantum.lowering import Block, Dense, Monomial, Pairs, Segment, known_type, pair_of
+from jaxlab.quantum.recording import BodySlots, Gate
 
 Operand = Array | tuple[Array, ...]
 """Of a monomial its terms' coefficients [terms], of a dense segment its blocks' matrices, of pairs [gates, 4]."""

@@ -15,9 +15,9 @@ from jaxtyping import Array, Complex
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.statevector import blocks, monomials, pairs
-from jaxlab.quantum.recording import Body, BodySlots, Program, Slots, record
 from jaxlab.quantum.lowering import Dense, Monomial, Segment, inverse_columns, is_run, lower
 from jaxlab.quantum.operands import Operand, build, masks_of
+from jaxlab.quantum.recording import Body, BodySlots, Program, Slots, record
 
 Differentiation = Literal["adjoint", "backprop"]
 _BLOCK = 4
