@@ -9,7 +9,19 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("data", "errors", "files", "kernels", "models", "parallel", "quantization", "recipes", "runs")
+_SUBMODULES = (
+    "data",
+    "errors",
+    "files",
+    "kernels",
+    "models",
+    "parallel",
+    "pruning",
+    "quantization",
+    "quantum",
+    "recipes",
+    "runs",
+)
 
 __all__ = ["__version__", *_SUBMODULES]
 

@@ -13,7 +13,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla")))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,6 +21,13 @@ def programs_are_let_go():
     """Each program of XLA's CPU backend holds memory maps, of which a process may have only some 65,000."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def double_precision():
+    """float64 within a test."""
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,35 @@
 """Hybrid quantum circuits: pure functions of their parameters. Reference: arXiv:1811.04968."""
+
+from jaxlab.lazy import lazy_names
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "recording": ["Circuit", "Program", "record", "trace"],
+        "simulation": ["circuit", "simulate", "zero_state"],
+        "measurements": [
+            "counts",
+            "density_matrix",
+            "expval_dense",
+            "marginal_z",
+            "mutual_info",
+            "probs",
+            "purity",
+            "sample",
+            "shadow",
+            "shadow_expval",
+            "variance_dense",
+            "vn_entropy",
+        ],
+        "shift": [
+            "by_shift",
+            "shift_gradient",
+            "shift_rule",
+            "stochastic_shift_gradient",
+            "variance_gradient",
+        ],
+        "finite": ["finite_difference_gradient", "spsa_gradient"],
+        "metric": ["classical_fisher", "metric_tensor", "metric_vector_product", "quantum_fisher"],
+        "optimizers": ["qng", "qnspsa", "rotosolve"],
+    },
+)

@@ -8,11 +8,7 @@ import pytest
 from jaxlab.errors import InputError
 from jaxlab.quantum.finite import difference_rule, finite_difference_gradient, spsa_gradient
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 PARAMS = {"a": np.array([0.3, -0.2]), "b": np.array([[0.5], [1.0], [0.1]])}

@@ -1,6 +1,5 @@
 """Gates against PennyLane's matrices, and each of their forms against the matrix."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
@@ -14,10 +13,7 @@ from jaxlab.quantum.recording import Gate
 BASE = [name for name in NAMES if name not in ALIASES]
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @pytest.mark.parametrize("kind", BASE)

@@ -5,21 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 import pytest
+from random_states import random_state
 
 from jaxlab.errors import InputError
 from jaxlab.quantum import measurements as ms
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def random_state(n, seed=0):
-    rng = np.random.default_rng(seed)
-    psi = rng.normal(size=1 << n) + 1j * rng.normal(size=1 << n)
-    return psi / np.linalg.norm(psi)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def pennylane(n, measurement):

@@ -11,13 +11,9 @@ from jaxlab.errors import InputError
 from jaxlab.quantum import metric as mt
 from jaxlab.quantum.measurements import marginal_z, probs
 from jaxlab.quantum.optimizers import qng, qnspsa, rotosolve
-from jaxlab.quantum.simulate import circuit
+from jaxlab.quantum.simulation import circuit
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def layers(c, params):

@@ -18,13 +18,9 @@ from jaxlab.quantum.shift import (
     stochastic_shift_gradient,
     variance_gradient,
 )
-from jaxlab.quantum.simulate import simulate
+from jaxlab.quantum.simulation import simulate
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def test_two_term_rule_is_the_textbook_one():
