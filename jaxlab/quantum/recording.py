@@ -146,8 +146,11 @@ class Circuit:
         controls: int | Sequence[int] = (),
         values: Sequence[int] | None = None,
         adjoint: bool = False,
+        check: bool = True,
     ) -> None:
         """A gate by its matrix [2^k, 2^k] on k wires, the first one most significant.
+
+        With `check` False it need not be unitary; such programs are differentiated with diff="backprop".
 
         Raises:
           InputError: the shape does not fit, or the matrix is concrete and not unitary.
@@ -158,7 +161,7 @@ class Circuit:
             raise InputError(
                 f"matrix has shape {matrix.shape}; on {len(wires)} wires it must be ({size}, {size})"
             )
-        if not isinstance(matrix, jax.core.Tracer):
+        if check and not isinstance(matrix, jax.core.Tracer):
             check_unitary(np.asarray(matrix))
         self._gates.append(Gate(UNITARY, wires, len(self._matrices), controls, values, adjoint))
         self._matrices.append(matrix.astype(jnp.promote_types(matrix.dtype, jnp.complex64)))
