@@ -57,9 +57,10 @@ class Config:
     """Tokens per calibration window."""
     fresh: bool = True
     """New calibration windows for every shot."""
-    damp_a: float = 0.1
-    """Share of the mean diagonal added to the input factors before they are inverted."""
-    damp_g: float = 0.1
+    damp_a: float = 0.03
+    """Share of the mean diagonal added to the input factors before they are inverted. Measured on SmolLM2 without 10 %,
+    held-out text: 0.1 is best with 2,000 tokens of curvature a shot, 0.01 to 0.03 with 8,000 and 33,000."""
+    damp_g: float = 0.03
     """The same for the factors of the gradients at the outputs."""
     damp_auto: bool = False
     """Try a third, once and three times both in every shot, and keep what is best on four more windows of the
@@ -128,7 +129,16 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(sparsity=0.05, shots=1, calib_windows=4, rank_epochs=1, windows=2, valid_windows=0),
+    "smoke": Config(
+        sparsity=0.05,
+        shots=1,
+        calib_windows=4,
+        damp_a=0.1,
+        damp_g=0.1,
+        rank_epochs=1,
+        windows=2,
+        valid_windows=0,
+    ),
     "cpu": Config(),
     "gpu": Config(
         sparsity=0.5,
