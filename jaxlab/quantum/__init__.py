@@ -31,6 +31,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "finite": ["finite_difference_gradient", "spsa_gradient"],
         "metric": ["classical_fisher", "metric_tensor", "metric_vector_product", "quantum_fisher"],
         "layers": ["QuantumLayer"],
+        "noise": ["density_matrix_of", "trajectory"],
         "optimizers": ["qng", "qnspsa", "rotosolve"],
     },
 )

@@ -16,6 +16,7 @@ from jaxlab.errors import InputError
 from jaxlab.quantum.gates import ALIASES, gate_type
 
 UNITARY = "Unitary"
+CHANNEL = "Channel"
 _TOLERANCE = 1e-4
 """How far from unitary a given matrix may be; single precision included."""
 
@@ -165,6 +166,21 @@ class Circuit:
             check_unitary(np.asarray(matrix))
         self._gates.append(Gate(UNITARY, wires, len(self._matrices), controls, values, adjoint))
         self._matrices.append(matrix.astype(jnp.promote_types(matrix.dtype, jnp.complex64)))
+
+    def channel(self, kraus: Any, wires: int | Sequence[int]) -> None:
+        """Noise by its Kraus operators [operators, 2^k, 2^k] on k wires; see `jaxlab.quantum.noise` for the usual ones.
+
+        Raises:
+          InputError: the shape does not fit.
+        """
+        wires, _, _ = self._checked(CHANNEL, wires, (), None)
+        kraus, size = jnp.asarray(kraus), 1 << len(wires)
+        if kraus.ndim != 3 or kraus.shape[1:] != (size, size):
+            raise InputError(
+                f"kraus has shape {kraus.shape}; on {len(wires)} wires it must be (operators, {size}, {size})"
+            )
+        self._gates.append(Gate(CHANNEL, wires, len(self._matrices)))
+        self._matrices.append(kraus.astype(jnp.promote_types(kraus.dtype, jnp.complex64)))
 
     def repeat(self, layer: Callable[["Circuit", Any], None], stacked: Any) -> None:
         """`layer(c, x)` for every x along the leading axis of `stacked`, compiled once.

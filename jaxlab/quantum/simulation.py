@@ -17,7 +17,7 @@ from jaxlab.errors import InputError
 from jaxlab.kernels.statevector import blocks, monomials, pairs
 from jaxlab.quantum.lowering import Dense, Monomial, Segment, inverse_columns, is_run, lower
 from jaxlab.quantum.operands import Operand, build, masks_of
-from jaxlab.quantum.recording import Body, BodySlots, Program, Slots, record
+from jaxlab.quantum.recording import CHANNEL, Body, BodySlots, Program, Slots, record
 
 Differentiation = Literal["adjoint", "backprop"]
 _BLOCK = 4
@@ -64,6 +64,8 @@ def simulate(
         raise InputError(f"slots has {len(slots)} parts, the program {len(program.parts)}")
     if block is not None and not 1 <= block <= 10:
         raise InputError(f"block is {block}; it must lie between 1 and 10")
+    if any(gate.kind == CHANNEL for part in program.parts for gate in part.body.gates):
+        raise InputError("the program holds a noise channel; use density_matrix_of or trajectory")
     dtype = _dtype(slots, state, dtype)
     if state is None:
         state = zero_state(program.n, dtype)
