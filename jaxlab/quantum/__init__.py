@@ -32,6 +32,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "metric": ["classical_fisher", "metric_tensor", "metric_vector_product", "quantum_fisher"],
         "layers": ["QuantumLayer"],
         "noise": ["density_matrix_of", "trajectory"],
+        "qasm": ["from_qasm", "to_qasm"],
         "optimizers": ["qng", "qnspsa", "rotosolve"],
     },
 )
