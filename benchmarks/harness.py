@@ -29,10 +29,15 @@ _NO_BENCHMARKS = ("harness", "__main__", "peers")
 
 
 class Timing(NamedTuple):
-    """Seconds of one contestant: its first call (compilation included), and the calls after it."""
+    """Seconds of one contestant: its first call (compilation included), and the calls after it.
+
+    `cpu` is what all threads of this process took for the same calls.
+    """
 
     first: float
     seconds: tuple[float, ...]
+    first_cpu: float = 0.0
+    cpu: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -61,14 +66,18 @@ def compare(
     if repetitions < 1:
         raise ValueError(f"repetitions is {repetitions}, but must be at least 1")
     first = {name: _seconds(function) for name, function in contestants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     rounds = 0
-    while rounds < repetitions or min(sum(taken) for taken in seconds.values()) < minimum_s:
+    while rounds < repetitions or min(sum(wall for wall, _ in calls) for calls in taken.values()) < minimum_s:
         # Odd rounds in reverse order: nobody always runs just after the same other one.
         for name in contestants if rounds % 2 == 0 else reversed(contestants):
-            seconds[name].append(_seconds(contestants[name]))
+            taken[name].append(_seconds(contestants[name]))
         rounds += 1
-    return {name: Timing(first[name], tuple(seconds[name])) for name in contestants}
+    found = {}
+    for name, calls in taken.items():
+        wall, cpu = zip(*calls, strict=True)
+        found[name] = Timing(first[name][0], wall, first[name][1], cpu)
+    return found
 
 
 def timing_rows(
@@ -129,10 +138,11 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], *, quick: bool, seconds: 
     return path
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds of a call."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(function())
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
 def _plain(value: Any) -> Any:

@@ -8,14 +8,16 @@ Nielsen and Chuang, chapter 4.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Inexact
 
-Builder = Callable[[Float[Array, "... angles"]], Complex[Array, "... K K"]]
+from jaxlab.kernels.statevector.monomials import waves
+
+Builder = Callable[[Float[Array, "... angles"]], Inexact[Array, "... K K"]]
 """Matrices of a gate, from its angles along the last axis; batches in front."""
 
 
@@ -56,6 +58,7 @@ class GateType(NamedTuple):
     """Of a diagonal gate."""
     pair: Pair | None = None
     is_real: bool = False
+    """Whether its matrices are, whatever the angles."""
     spectrum: tuple[float, ...] = (-0.5, 0.5)
     """Eigenvalues of the generator of each angle alone."""
 
@@ -79,9 +82,31 @@ def _stack(rows: list[list[Array]]) -> Array:
 
 
 def _constant(entries: np.ndarray) -> Builder:
+    entries = _real_if_possible(entries)
+
     def build(angles: Array) -> Array:
-        dtype = jnp.promote_types(angles.dtype, jnp.complex64)
+        dtype = _dtype(angles, entries)
         return jnp.broadcast_to(jnp.asarray(entries, dtype), (*angles.shape[:-1], *entries.shape))
+
+    return build
+
+
+def _real_if_possible(entries: np.ndarray) -> np.ndarray:
+    return np.asarray(entries).real if np.all(np.imag(entries) == 0) else np.asarray(entries)
+
+
+def _dtype(angles: Array, entries: np.ndarray) -> Any:
+    return jnp.promote_types(angles.dtype, jnp.complex64 if np.iscomplexobj(entries) else jnp.float32)
+
+
+def _by_half_angle(*entries: np.ndarray) -> Builder:
+    """entries[0] + cos(t / 2) entries[1] + sin(t / 2) entries[2]."""
+    basis = _real_if_possible(np.stack(entries))
+
+    def build(angles: Array) -> Array:
+        fixed, along, across = jnp.asarray(basis, _dtype(angles, basis))
+        cosine, sine = (wave[..., None, None] for wave in waves(angles[..., 0] / 2))
+        return fixed + cosine * along + sine * across
 
     return build
 
@@ -97,7 +122,7 @@ def _diagonal(parities: tuple[Parity, ...], wires: int) -> Builder:
         phase = angle * jnp.asarray(slopes @ signs, angles.dtype) + jnp.asarray(
             constants @ signs, angles.dtype
         )
-        factors = jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+        factors = jax.lax.complex(*waves(phase))
         return factors[..., None] * jnp.eye(factors.shape[-1], dtype=factors.real.dtype)
 
     return build
@@ -117,14 +142,7 @@ def parities_of(slopes: np.ndarray, constants: np.ndarray) -> tuple[Parity, ...]
 
 def _rotation(pauli: np.ndarray) -> Builder:
     """exp(-i t P / 2) for P with P^2 = 1."""
-    eye = np.eye(len(pauli))
-
-    def build(angles: Array) -> Array:
-        half = angles[..., 0, None, None] / 2
-        dtype = jnp.promote_types(angles.dtype, jnp.complex64)
-        return jnp.cos(half) * jnp.asarray(eye, dtype) - 1j * jnp.sin(half) * jnp.asarray(pauli, dtype)
-
-    return build
+    return _by_half_angle(np.zeros_like(pauli), np.eye(len(pauli)), -1j * pauli)
 
 
 X = np.array([[0, 1], [1, 0]], complex)
@@ -177,16 +195,14 @@ def _in_subspace(size: int, low: int, high: int, outside: float = 0.0) -> Builde
     inside[[low, high]] = 1
     turn = np.zeros((size, size))
     turn[high, low], turn[low, high] = 1, -1
+    plain = _by_half_angle(np.diag(1 - inside), np.diag(inside), turn)
+    if not outside:
+        return plain
 
     def build(angles: Array) -> Array:
-        half = angles[..., 0, None, None] / 2
-        dtype = jnp.promote_types(angles.dtype, jnp.complex64)
-        rest = jnp.exp(2j * outside * half) if outside else jnp.ones_like(half)
-        return (
-            rest * jnp.asarray(np.diag(1 - inside), dtype)
-            + jnp.cos(half) * jnp.asarray(np.diag(inside), dtype)
-            + jnp.sin(half) * jnp.asarray(turn, dtype)
-        )
+        rest = jnp.exp(1j * outside * angles[..., 0, None, None])
+        chosen = jnp.asarray(np.diag(1 - inside), rest.dtype)
+        return _complex(plain(angles)) + (rest - 1) * chosen
 
     return build
 
@@ -206,7 +222,7 @@ def pair_of_matrix(matrix: Builder) -> Pair:
     """The pair form of any gate on one wire."""
 
     def coefficients(angles: Array) -> Array:
-        m = matrix(angles)
+        m = _complex(matrix(angles))
         along, across = (m[..., 0, 0], m[..., 1, 1]), (m[..., 0, 1], m[..., 1, 0])
         return jnp.stack(
             [(x + y) / 2 if plus else (x - y) / 2 for x, y in (along, across) for plus in (1, 0)], axis=-1
@@ -310,10 +326,10 @@ def _excitation(size: int, low: int, high: int, outside: float = 0.0) -> GateTyp
 
 
 GATES: dict[str, GateType] = {
-    "Identity": _diagonal_type((), 1, 0),
+    "Identity": _diagonal_type((), 1, 0)._replace(matrix=_constant(np.eye(2)), is_real=True),
     "PauliX": _fixed(X),
     "PauliY": _fixed(Y),
-    "PauliZ": _fixed_phase(math.pi),
+    "PauliZ": _fixed_phase(math.pi)._replace(matrix=_constant(Z), is_real=True),
     "Hadamard": _fixed(_HADAMARD),
     "S": _fixed_phase(math.pi / 2),
     "T": _fixed_phase(math.pi / 4),

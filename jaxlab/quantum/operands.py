@@ -5,18 +5,32 @@ products, so that the number of operations does not grow with the number of wire
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex
+from jaxtyping import Array, Inexact
 
+from jaxlab.kernels.statevector.blocks import transposed
+from jaxlab.kernels.statevector.monomials import pick, side_factors
 from jaxlab.quantum.lowering import Block, Dense, Monomial, Pairs, Segment, known_type, pair_of
 from jaxlab.quantum.recording import BodySlots, Gate
 
 Operand = Array | tuple[Array, ...]
-"""Of a monomial its terms' coefficients [terms], of a dense segment its blocks' matrices, of pairs [gates, 4]."""
+"""Of a monomial its terms' coefficients [terms], of a dense segment its blocks' matrices, of pairs [gates, 4].
+
+Of real blocks it is the transposes, in which gradients are found.
+"""
+
+
+class Operands(NamedTuple):
+    """Of all segments of a body; with a leading axis for the times of a repeated one."""
+
+    own: tuple[Operand, ...]
+    """What gradients are taken in."""
+    sides: tuple[tuple[Array, ...], ...]
+    """What follows from them: of monomials the phase factors, of real blocks the matrices; else empty."""
 
 
 class _Form(NamedTuple):
@@ -28,8 +42,27 @@ class _Form(NamedTuple):
     size: int
 
 
+def prepare(segments: Sequence[Segment], slots: BodySlots, n: int) -> Operands:
+    """What all segments of a body on n wires need."""
+    own = build(segments, slots)
+    return Operands(own, tuple(_following(*one, n) for one in zip(segments, own, strict=True)))
+
+
+def _following(segment: Segment, own: Any, n: int) -> tuple[Array, ...]:
+    if isinstance(segment, Monomial):
+        return side_factors(own, masks_of_terms(segment), n)
+    if isinstance(segment, Dense) and segment.is_real:
+        return tuple(transposed(one) for one in own)
+    return ()
+
+
+def masks_of_terms(segment: Monomial) -> list[int]:
+    """The mask of every term."""
+    return [term.mask for term in segment.terms]
+
+
 def build(segments: Sequence[Segment], slots: BodySlots) -> tuple[Operand, ...]:
-    """The operands of all segments."""
+    """The operands of all segments, without what follows from them."""
     gates = [
         gate for one in segments if isinstance(one, Dense) for block in one.blocks for gate in block.gates
     ]
@@ -43,7 +76,8 @@ def build(segments: Sequence[Segment], slots: BodySlots) -> tuple[Operand, ...]:
         elif isinstance(segment, Pairs):
             operands.append(_pair_coefficients([one.gate for one in segment.gates], slots))
         else:
-            operands.append(tuple(products[block] for block in segment.blocks))
+            chosen = tuple(products[block] for block in segment.blocks)
+            operands.append(tuple(one.real.T for one in chosen) if segment.is_real else chosen)
     return tuple(operands)
 
 
@@ -58,8 +92,11 @@ def _coefficients(segment: Monomial, angles: Array) -> Array:
     entries = [(row, slot, slope) for row, term in enumerate(segment.terms) for slot, slope in term.slopes]
     if not entries:
         return constants
-    rows, slots, slopes = (np.array(column) for column in zip(*entries, strict=True))
-    return constants.at[rows].add(jnp.asarray(slopes, angles.dtype) * angles[slots])
+    rows, slots, slopes = zip(*entries, strict=True)
+    parts = jnp.asarray(slopes, angles.dtype) * pick(angles, slots)
+    if rows == tuple(range(len(segment.terms))):
+        return constants + parts
+    return constants.at[np.array(rows)].add(parts)
 
 
 def _angles_of(gates: Sequence[Gate], slots: BodySlots) -> Array:
@@ -67,8 +104,8 @@ def _angles_of(gates: Sequence[Gate], slots: BodySlots) -> Array:
     known = known_type(gates[0])
     if known is None:
         return jnp.stack([slots.matrices[gate.slot] for gate in gates])
-    places = np.array([gate.slot for gate in gates])[:, None] + np.arange(known.angles)
-    return slots.angles[places.astype(np.int32)]
+    places = [gate.slot + i for gate in gates for i in range(known.angles)]
+    return pick(slots.angles, places).reshape(len(gates), known.angles)
 
 
 def _grouped(gates: Sequence[Gate]) -> dict[_Form, list[Gate]]:
@@ -82,7 +119,7 @@ def _grouped(gates: Sequence[Gate]) -> dict[_Form, list[Gate]]:
 class _Stack(NamedTuple):
     """Matrices of gates that were built together."""
 
-    matrices: Complex[Array, "gates K K"]
+    matrices: Inexact[Array, "gates K K"]
     place: dict[Gate, int]
 
 
@@ -121,8 +158,8 @@ def _block_matrices(blocks: Sequence[Block], stacks: dict[_Form, _Stack]) -> dic
         steps = []
         for position, (form, local) in enumerate(pattern[1:]):
             stack = stacks[form]
-            rows = np.array([stack.place[block.gates[position]] for block in members], np.int32)
-            steps.append((stack.matrices[rows], local))
+            rows = [stack.place[block.gates[position]] for block in members]
+            steps.append((pick(stack.matrices, rows), local))
         product = _product(steps, pattern[0])
         found.update({block: product[i] for i, block in enumerate(members)})
     return found
@@ -166,7 +203,7 @@ def _flushed(product: Array | None, single: dict[int, Array], wires: int) -> Arr
     """The product with the matrices of single wires applied."""
     if product is None:
         batch = next(iter(single.values())).shape[0] if single else 1
-        dtype = next(iter(single.values())).dtype if single else jnp.complex64
+        dtype = next(iter(single.values())).dtype if single else jnp.float32
         eye = jnp.broadcast_to(jnp.eye(2, dtype=dtype), (batch, 2, 2))
         whole = jnp.ones((batch, 1, 1), dtype)
         for wire in range(wires):

@@ -6,6 +6,7 @@ Jones and Gacon, arXiv:2009.02823.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -15,12 +16,13 @@ from jaxtyping import Array, Complex
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.statevector import blocks, monomials, pairs
-from jaxlab.quantum.lowering import Dense, Monomial, Segment, inverse_columns, is_run, lower
-from jaxlab.quantum.operands import Operand, build, masks_of
-from jaxlab.quantum.recording import CHANNEL, Body, BodySlots, Program, Slots, record
+from jaxlab.quantum.lowering import Dense, Monomial, Segment, covers, inverse_columns, lower
+from jaxlab.quantum.operands import Operand, Operands, build, masks_of, masks_of_terms, prepare
+from jaxlab.quantum.recording import CHANNEL, BodySlots, Part, Program, Slots, record
 
 Differentiation = Literal["adjoint", "backprop"]
 _BLOCK = 4
+"""Wires of the largest blocks; equal blocks of at most so many are fastest on a CPU."""
 
 
 class _Settings(NamedTuple):
@@ -73,9 +75,13 @@ def simulate(
         raise InputError(
             f"state has shape {state.shape}; for {program.n} wires it must be ({1 << program.n},) (vmap for batches)"
         )
-    settings = _Settings(program, min(program.n, block or _BLOCK))
+    settings = _Settings(program, min(program.n, block or _default_block(program.n)))
     run = _adjoint if diff == "adjoint" else _forward
     return run(settings, _cast(slots, dtype), state.astype(dtype))
+
+
+def _default_block(n: int) -> int:
+    return math.ceil(n / math.ceil(n / _BLOCK))
 
 
 def circuit(
@@ -129,50 +135,64 @@ def _forward(settings: _Settings, slots: Slots, psi: Array) -> Array:
     n = settings.program.n
     for part, own in zip(settings.program.parts, slots, strict=True):
         segments = lower(part.body, n, settings.block)
+        run = functools.partial(_run, segments, n)
+        prepared = _prepared(part, segments, own, n)
         if part.times is None:
-            psi = _run(segments, build(segments, own), psi, n)
+            psi = run(psi, prepared)
         else:
-
-            def layer(
-                psi: Array, own: BodySlots, segments: tuple[Segment, ...] = segments
-            ) -> tuple[Array, None]:
-                return _run(segments, build(segments, own), psi, n), None
-
-            psi, _ = jax.lax.scan(layer, psi, own)
+            # What the layers need is made for all of them at once: their loop then has few operations.
+            psi, _ = jax.lax.scan(functools.partial(_one_layer, run), psi, prepared)
     return psi
 
 
-def _run(segments: tuple[Segment, ...], operands: tuple[Operand, ...], psi: Array, n: int) -> Array:
-    for segment, operand in zip(segments, operands, strict=True):
-        psi = _apply(segment, operand, psi, n)
+def _one_layer(run: Callable[..., Array], psi: Array, operands: Operands) -> tuple[Array, None]:
+    return run(psi, operands), None
+
+
+def _prepared(part: Part, segments: tuple[Segment, ...], slots: BodySlots, n: int) -> Operands:
+    make = functools.partial(prepare, segments, n=n)
+    return make(slots) if part.times is None else jax.vmap(make)(slots)
+
+
+def _run(segments: tuple[Segment, ...], n: int, psi: Array, operands: Operands) -> Array:
+    for segment, operand, sides in zip(segments, operands.own, operands.sides, strict=True):
+        psi = _apply(segment, operand, sides, psi, n)
     return psi
 
 
-def _apply(segment: Segment, operand: Any, psi: Array, n: int) -> Array:
+def _apply(segment: Segment, operand: Any, sides: tuple[Array, ...], psi: Array, n: int) -> Array:
     if isinstance(segment, Monomial):
-        psi = monomials.multiply_phases(psi, operand, _masks(segment), n)
+        psi = monomials.multiply_phases(psi, operand, sides, masks_of_terms(segment), n)
         return monomials.permute(psi, _inverse(segment, n), segment.offset, n)
     if isinstance(segment, Dense):
         turning = covers(segment, n)
-        for block, matrix in zip(segment.blocks, operand, strict=True):
+        if turning and segment.is_real:
+            return blocks.turn(psi, sides)
+        for block, matrix in zip(segment.blocks, sides or operand, strict=True):
             matrix = matrix.astype(psi.dtype)
             psi = blocks.rotate(psi, matrix) if turning else blocks.apply_block(psi, matrix, block.wires)
         return psi
     return pairs.apply_pairs(psi, masks_of(segment), operand)
 
 
-def _undo(segment: Segment, operand: Any, after: Array, psi: Array, n: int) -> tuple[Array, Array, Any]:
+def _undo(
+    segment: Segment, operand: Any, sides: tuple[Array, ...], after: Array, psi: Array, n: int
+) -> tuple[Array, Array, Any]:
     """Conjugate cotangent and state before a segment, and the cotangent of its operand."""
     if isinstance(segment, Monomial):
         columns, offset = segment.columns, _image(_inverse(segment, n), segment.offset)
         psi, after = (monomials.permute(x, columns, offset, n) for x in (psi, after))
-        masks = _masks(segment)
+        masks = masks_of_terms(segment)
         gradient = monomials.phase_gradient(after, psi, masks, n) if masks else operand
-        psi, after = (monomials.multiply_phases(x, operand, masks, n, inverse=True) for x in (psi, after))
+        psi, after = (
+            monomials.multiply_phases(x, operand, sides, masks, n, inverse=True) for x in (psi, after)
+        )
         return after, psi, gradient.astype(operand.dtype)
     if isinstance(segment, Dense):
         turning, found = covers(segment, n), []
-        for block, matrix in zip(reversed(segment.blocks), reversed(operand), strict=True):
+        if turning and segment.is_real:
+            return blocks.turn_back(after, psi, operand)
+        for block, matrix in zip(reversed(segment.blocks), reversed(sides or operand), strict=True):
             wide = matrix.astype(psi.dtype)
             if turning:
                 psi = blocks.unrotate(psi, wide)
@@ -183,21 +203,11 @@ def _undo(segment: Segment, operand: Any, after: Array, psi: Array, n: int) -> t
                 psi = blocks.apply_block(psi, inverse, block.wires)
                 gradient = blocks.block_gradient(after, psi, block.wires)
                 after = blocks.apply_block(after, inverse, block.wires)
-            found.append(gradient.astype(matrix.dtype))
+            found.append(gradient.real.T if segment.is_real else gradient)
+        found = [one.astype(matrix.dtype) for one, matrix in zip(found, reversed(operand), strict=True)]
         return after, psi, tuple(reversed(found))
     after, psi, gradient = pairs.unapply_pairs(after, psi, masks_of(segment), operand)
     return after, psi, gradient.astype(operand.dtype)
-
-
-def covers(segment: Dense, n: int) -> bool:
-    """Whether the blocks follow each other from the first wire to the last."""
-    return all(is_run(block.wires) for block in segment.blocks) and [
-        wire for block in segment.blocks for wire in block.wires
-    ] == list(range(n))
-
-
-def _masks(segment: Monomial) -> list[int]:
-    return [term.mask for term in segment.terms]
 
 
 def _inverse(segment: Monomial, n: int) -> tuple[int, ...] | None:
@@ -228,27 +238,29 @@ def _adjoint_backward(
     after, n = cotangent.conj(), settings.program.n
     found: list[BodySlots] = []
     for part, own in zip(reversed(settings.program.parts), reversed(slots), strict=True):
-        back = functools.partial(_undo_body, part.body, n, settings.block)
+        segments = lower(part.body, n, settings.block)
+        back = functools.partial(_undo_body, segments, n)
+        prepared = _prepared(part, segments, own, n)
+        make = functools.partial(build, segments)
         if part.times is None:
-            (after, psi), gradient = back((after, psi), own)
+            (after, psi), gradients = back((after, psi), prepared)
         else:
-            (after, psi), gradient = jax.lax.scan(back, (after, psi), own, reverse=True)
-        found.append(gradient)
+            (after, psi), gradients = jax.lax.scan(back, (after, psi), prepared, reverse=True)
+            make = jax.vmap(make)
+        _, pull = jax.vjp(make, own)
+        found += pull(gradients)
     return tuple(reversed(found)), after.conj()
 
 
 def _undo_body(
-    body: Body, n: int, block: int, states: tuple[Array, Array], slots: BodySlots
-) -> tuple[tuple[Array, Array], BodySlots]:
-    segments = lower(body, n, block)
-    operands, pull = jax.vjp(functools.partial(build, segments), slots)
+    segments: tuple[Segment, ...], n: int, states: tuple[Array, Array], operands: Operands
+) -> tuple[tuple[Array, Array], tuple[Operand, ...]]:
     after, psi = states
     gradients: list[Any] = []
-    for segment, operand in zip(reversed(segments), reversed(operands), strict=True):
-        after, psi, gradient = _undo(segment, operand, after, psi, n)
+    for segment, operand, sides in reversed(list(zip(segments, operands.own, operands.sides, strict=True))):
+        after, psi, gradient = _undo(segment, operand, sides, after, psi, n)
         gradients.append(gradient)
-    (found,) = pull(tuple(reversed(gradients)))
-    return (after, psi), found
+    return (after, psi), tuple(reversed(gradients))
 
 
 _adjoint.defvjp(_adjoint_forward, _adjoint_backward)

@@ -33,6 +33,62 @@ def rotated_gradient(after: jax.Array, before: jax.Array, size: int) -> jax.Arra
     )
 
 
+def turn(psi: jax.Array, matrices: Sequence[jax.Array]) -> jax.Array:
+    """Real matrices [K, K] on all wires, the first on the leading ones.
+
+    Real and imaginary parts stand side by side like one more wire. Each matrix product takes the trailing wires to the
+    front, which is the fastest form on a CPU; after the last block all wires are back in order.
+    """
+    planes = _planes(psi)
+    for matrix in reversed(matrices):
+        planes = _turned(planes, matrix)
+    return _joined(planes)
+
+
+def turn_back(
+    after: jax.Array, psi: jax.Array, transposes: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Takes `turn` with orthogonal matrices back, and finds its gradient.
+
+    Args:
+      after: conjugate cotangent of the result, [2^n].
+      psi: the result, [2^n].
+      transposes: of the matrices.
+
+    Returns:
+      Conjugate cotangent of the input, the input, cotangents of the transposes.
+    """
+    ahead, planes, found = _planes(after), _planes(psi), []
+    for inverse in reversed(transposes):
+        size = inverse.shape[-1]
+        planes = _turned(planes, inverse)
+        # The form whose operands both lie in memory as a matrix product reads them.
+        gradient = jnp.matmul(planes.reshape(size, -1), ahead.reshape(-1, size), precision=_HIGHEST)
+        found.append(gradient.astype(inverse.dtype))
+        ahead = _turned(ahead, inverse)
+    return _joined(ahead), _joined(planes), tuple(reversed(found))
+
+
+def transposed(matrix: jax.Array) -> jax.Array:
+    """The transpose [K, K], by a product that XLA cannot fold into the next one, which it would slow down."""
+    return jnp.matmul(matrix.T, jnp.eye(len(matrix), dtype=matrix.dtype), precision=_HIGHEST)
+
+
+def _planes(psi: jax.Array) -> jax.Array:
+    return jnp.concatenate([psi.real, psi.imag])
+
+
+def _joined(planes: jax.Array) -> jax.Array:
+    """Of real and imaginary parts that alternate."""
+    pairs = planes.reshape(-1, 2)
+    return jax.lax.complex(pairs[:, 0], pairs[:, 1])
+
+
+def _turned(planes: jax.Array, matrix: jax.Array) -> jax.Array:
+    rows = planes.reshape(-1, matrix.shape[-1])
+    return jnp.einsum("rk,jk->jr", rows, matrix.astype(planes.dtype), precision=_HIGHEST).reshape(-1)
+
+
 def apply_block(psi: jax.Array, matrix: jax.Array, wires: Sequence[int]) -> jax.Array:
     """The matrix [2^k, 2^k] on k wires (ascending), which stay where they are.
 

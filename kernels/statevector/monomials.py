@@ -5,6 +5,7 @@ index is split in halves, so that neither a phase nor a permutation needs a cons
 a mask factorise, and so does the XOR of the columns of A. States are complex [2^n]; batches by `vmap`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,17 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def parity(x: jax.Array) -> jax.Array:
     """Number of ones modulo 2."""
     return jax.lax.population_count(x) & 1
+
+
+def pick(array: jax.Array, places: Sequence[int]) -> jax.Array:
+    """array[places] along the first axis, as a slice where places are evenly spaced: its transpose is no scatter."""
+    steps = np.diff(places)
+    if len(places) and (not len(steps) or (steps[0] != 0 and (steps == steps[0]).all())):
+        step = int(steps[0]) if len(steps) else 1
+        least, most = (int(places[end]) for end in ((0, -1) if step > 0 else (-1, 0)))
+        part = jax.lax.slice_in_dim(array, least, most + 1, abs(step))
+        return part if step > 0 else jax.lax.rev(part, (0,))
+    return array[np.asarray(places, np.int32)]
 
 
 def linear_image(columns: Sequence[int], n: int) -> tuple[jax.Array, jax.Array]:
@@ -82,34 +94,66 @@ def _signs(masks: Sequence[int], chosen: list[int], n: int, dtype: jnp.dtype) ->
     return halves[0], halves[1]
 
 
+def waves(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine. As a loop of two steps XLA does not fuse it into what would compute it anew for every use."""
+    both = jax.lax.map(lambda back: jnp.cos(phase - back), jnp.asarray([0.0, math.pi / 2], phase.dtype))
+    return both[0], both[1]
+
+
+def side_factors(coefficients: jax.Array, masks: Sequence[int], n: int) -> tuple[jax.Array, ...]:
+    """exp(i sum_t coefficients[t] (-1)^parity(x AND masks[t])) over masks that lie in one half of an index.
+
+    Args:
+      coefficients: real [terms].
+      masks: one for each term.
+      n: number of wires.
+
+    Returns:
+      Factors that broadcast to [2^(n//2), 2^(n - n//2)], for the halves that there are masks in.
+    """
+    halves = _split(masks, n)
+    sides = []
+    for chosen, side in ((halves.upper, 0), (halves.lower, 1)):
+        if chosen:
+            signs = _signs(masks, chosen, n, coefficients.dtype)[side]
+            sides.append(jnp.matmul(pick(coefficients, chosen), signs, precision=_HIGHEST))
+    if not sides:
+        return ()
+    factor = jax.lax.complex(*waves(jnp.concatenate(sides)))
+    upper = len(sides[0]) if halves.upper else 0
+    return (factor[:upper, None],) * bool(halves.upper) + (factor[upper:],) * bool(halves.lower)
+
+
 def multiply_phases(
-    psi: jax.Array, coefficients: jax.Array, masks: Sequence[int], n: int, *, inverse: bool = False
+    psi: jax.Array,
+    coefficients: jax.Array,
+    sides: tuple[jax.Array, ...],
+    masks: Sequence[int],
+    n: int,
+    *,
+    inverse: bool = False,
 ) -> jax.Array:
     """psi[x] exp(i sum_t coefficients[t] (-1)^parity(x AND masks[t])); `inverse` takes that back.
 
     Args:
       psi: [2^n].
       coefficients: real [terms].
+      sides: their `side_factors`; made apart, so that a loop over layers can have them from outside.
       masks: one for each term.
       n: number of wires.
       inverse: the other sign of the phase.
     """
     if not masks:
         return psi
-    c = (-coefficients if inverse else coefficients).astype(psi.real.dtype)
-    halves = _split(masks, n)
+    factors = list(sides)
+    both = _split(masks, n).both
+    if both:
+        upper, lower = _signs(masks, both, n, coefficients.dtype)
+        phase = jnp.matmul(upper.T * pick(coefficients, both), lower, precision=_HIGHEST)
+        factors.append(jax.lax.complex(jnp.cos(phase), jnp.sin(phase)))
     out = psi.reshape(1 << (n // 2), -1)
-    for chosen, side in ((halves.upper, 0), (halves.lower, 1)):
-        if chosen:
-            phase = jnp.matmul(
-                c[np.array(chosen)], _signs(masks, chosen, n, c.dtype)[side], precision=_HIGHEST
-            )
-            factor = jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
-            out = out * (factor[:, None] if side == 0 else factor)
-    if halves.both:
-        upper, lower = _signs(masks, halves.both, n, c.dtype)
-        phase = jnp.matmul(upper.T * c[np.array(halves.both)], lower, precision=_HIGHEST)
-        out = out * jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+    for factor in factors:
+        out = out * (factor.conj() if inverse else factor)
     return out.reshape(-1)
 
 
@@ -124,17 +168,17 @@ def phase_gradient(after: jax.Array, psi: jax.Array, masks: Sequence[int], n: in
     """
     weight = -jnp.imag(after.conj() * psi).reshape(1 << (n // 2), -1)
     halves = _split(masks, n)
-    order = halves.upper + halves.lower + halves.both
+    order = halves.lower + halves.upper + halves.both  # of ascending masks without any in both halves
     found = []
-    if halves.upper:
-        found.append(
-            jnp.matmul(_signs(masks, halves.upper, n, weight.dtype)[0], weight.sum(1), precision=_HIGHEST)
-        )
     if halves.lower:
         found.append(
             jnp.matmul(_signs(masks, halves.lower, n, weight.dtype)[1], weight.sum(0), precision=_HIGHEST)
         )
+    if halves.upper:
+        found.append(
+            jnp.matmul(_signs(masks, halves.upper, n, weight.dtype)[0], weight.sum(1), precision=_HIGHEST)
+        )
     if halves.both:
         upper, lower = _signs(masks, halves.both, n, weight.dtype)
         found.append(jnp.sum(jnp.matmul(upper, weight, precision=_HIGHEST) * lower, axis=1))
-    return jnp.concatenate(found)[np.argsort(order)]
+    return pick(jnp.concatenate(found), np.argsort(order).tolist())

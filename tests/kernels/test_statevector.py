@@ -49,6 +49,37 @@ def test_block_on_any_wires_is_the_whole_matrix(wires):
     np.testing.assert_allclose(blocks.block_gradient(after, psi, wires), jax.grad(loss)(matrix), atol=1e-12)
 
 
+def random_orthogonal(size, seed=0):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+
+
+def phased(psi, c, masks, n, inverse=False):
+    c = jnp.asarray(c, psi.real.dtype)
+    sides = monomials.side_factors(c, masks, n)
+    return monomials.multiply_phases(psi, c, sides, masks, n, inverse=inverse)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 1), (4,), (1, 1)])
+def test_turns_by_real_blocks_are_their_product_and_can_be_undone(sizes):
+    n = sum(sizes)
+    psi, after = random_state(n), random_state(n, 1)
+    matrices = [jnp.asarray(random_orthogonal(1 << k, k)) for k in sizes]
+    turned = blocks.turn(psi, matrices)
+    np.testing.assert_allclose(turned, functools.reduce(np.kron, matrices) @ psi, atol=1e-13)
+
+    def loss(psi, matrices):
+        return jnp.real(jnp.vdot(after, blocks.turn(psi, matrices)))
+
+    by_state, by_matrices = jax.grad(loss, argnums=(0, 1))(jnp.asarray(psi), matrices)
+    back_after, back_psi, gradients = blocks.turn_back(
+        after, turned, [blocks.transposed(one) for one in matrices]
+    )
+    np.testing.assert_allclose(back_psi, psi, atol=1e-13)
+    np.testing.assert_allclose(back_after.conj(), by_state, atol=1e-13)
+    for gradient, by_matrix in zip(gradients, by_matrices, strict=True):
+        np.testing.assert_allclose(gradient.T, by_matrix, atol=1e-12)
+
+
 def test_rotations_over_all_wires_are_the_product_of_blocks():
     psi, sizes = random_state(6), (2, 3, 1)
     matrices = [random_unitary(1 << k, k) for k in sizes]
@@ -96,12 +127,12 @@ def test_phases_are_sums_over_parities(n, terms, seed):
     psi, after = jnp.asarray(random_state(n, seed)), jnp.asarray(random_state(n, seed + 1))
     index = np.arange(1 << n)
     phase = sum(c[t] * (-1.0) ** np.bitwise_count(index & masks[t]) for t in range(terms))
-    turned = monomials.multiply_phases(psi, c, masks, n)
+    turned = phased(psi, c, masks, n)
     np.testing.assert_allclose(turned, np.exp(1j * phase) * psi, atol=1e-12)
-    np.testing.assert_allclose(monomials.multiply_phases(turned, c, masks, n, inverse=True), psi, atol=1e-12)
+    np.testing.assert_allclose(phased(turned, c, masks, n, inverse=True), psi, atol=1e-12)
 
     def loss(c):
-        return jnp.real(jnp.vdot(after, monomials.multiply_phases(psi, c, masks, n)))
+        return jnp.real(jnp.vdot(after, phased(psi, c, masks, n)))
 
     np.testing.assert_allclose(
         monomials.phase_gradient(after, turned, masks, n), jax.grad(loss)(c), atol=1e-10
@@ -159,9 +190,12 @@ def test_pairs_are_their_matrices_and_can_be_undone(n, seed):
 MASKS = np.array([[3, 1, 0, 0], [4, 4, 1, 1]], np.int32)
 KERNELS = {
     "rotate": lambda psi: blocks.rotate(psi, jnp.asarray(random_unitary(4), psi.dtype)),
+    "turn": lambda psi: blocks.turn(
+        psi, [jnp.asarray(random_orthogonal(size), psi.real.dtype) for size in (2, 4)]
+    ),
     "apply_block": lambda psi: blocks.apply_block(psi, jnp.asarray(random_unitary(4), psi.dtype), (0, 2)),
     "permute": lambda psi: monomials.permute(psi, (1, 3, 6), 5, 3),
-    "multiply_phases": lambda psi: monomials.multiply_phases(psi, jnp.asarray([0.1, 0.2, 0.3]), (4, 1, 5), 3),
+    "multiply_phases": lambda psi: phased(psi, jnp.asarray([0.1, 0.2, 0.3]), (4, 1, 5), 3),
     "apply_pairs": lambda psi: pairs.apply_pairs(psi, jnp.asarray(MASKS), jnp.ones((2, 4), psi.dtype) / 2),
 }
 
