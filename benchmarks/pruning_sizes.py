@@ -13,9 +13,9 @@ from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.low_rank import LowRank
 
 SIZES = (0.9, 0.8, 0.7, 0.6, 0.5)
-DEFAULT_DAMPING = 0.1
+DEFAULT_DAMPING = 0.03
 """First, so that an interrupted run has one table; the only one for methods that look at nothing that is damped."""
-DAMPINGS = (DEFAULT_DAMPING, 0.01, 1.0)
+DAMPINGS = (DEFAULT_DAMPING, 0.1, 0.01)
 VARIANTS: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude"},
     "l-obd": {"method": "l-obd"},

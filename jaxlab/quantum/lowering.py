@@ -94,6 +94,15 @@ def lower(body: Body, n: int, block: int) -> tuple[Segment, ...]:
     return min((segments for _, segments in plans), key=lambda plan: sum(_cost(one, n) for one in plan))
 
 
+def alike(plans: Sequence[tuple[Segment, ...]]) -> bool:
+    """Whether plans differ in the permutations of their monomials only."""
+    plain = [
+        tuple(one._replace(columns=None, offset=0) if isinstance(one, Monomial) else one for one in plan)
+        for plan in plans
+    ]
+    return all(plan == plain[0] for plan in plain)
+
+
 def _cost(segment: Segment, n: int) -> float:
     """Roughly how long a segment takes: milliseconds of 20 wires in complex128 on two cores of a server's CPU."""
     if isinstance(segment, Monomial):

@@ -4,6 +4,7 @@ Gates of one kind are built by one operation, and blocks with the same gates on 
 products, so that the number of operations does not grow with the number of wires.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,17 @@ import numpy as np
 from jaxtyping import Array, Inexact
 
 from jaxlab.kernels.statevector.blocks import transposed
-from jaxlab.kernels.statevector.monomials import pick, side_factors
-from jaxlab.quantum.lowering import Block, Dense, Monomial, Pairs, Segment, known_type, pair_of
+from jaxlab.kernels.statevector.monomials import Sources, pick, side_factors, sources
+from jaxlab.quantum.lowering import (
+    Block,
+    Dense,
+    Monomial,
+    Pairs,
+    Segment,
+    inverse_columns,
+    known_type,
+    pair_of,
+)
 from jaxlab.quantum.recording import BodySlots, Gate
 
 Operand = Array | tuple[Array, ...]
@@ -24,13 +34,22 @@ Of real blocks it is the transposes, in which gradients are found.
 """
 
 
-class Operands(NamedTuple):
-    """Of all segments of a body; with a leading axis for the times of a repeated one."""
+class Moves(NamedTuple):
+    """Tables of a monomial's permutation and of its inverse; None for the identity."""
 
-    own: tuple[Operand, ...]
+    ahead: Sources | None
+    back: Sources | None
+
+
+class Prepared(NamedTuple):
+    """Of one segment; with a leading axis for the times of a repeated body."""
+
+    own: Operand
     """What gradients are taken in."""
-    sides: tuple[tuple[Array, ...], ...]
-    """What follows from them: of monomials the phase factors, of real blocks the matrices; else empty."""
+    sides: tuple[Array, ...]
+    """What follows from it: of monomials the phase factors, of real blocks the matrices; else empty."""
+    moves: Moves | None = None
+    """Of a monomial whose permutation is not the same in all layers."""
 
 
 class _Form(NamedTuple):
@@ -42,10 +61,43 @@ class _Form(NamedTuple):
     size: int
 
 
-def prepare(segments: Sequence[Segment], slots: BodySlots, n: int) -> Operands:
+def prepare(segments: Sequence[Segment], slots: BodySlots, n: int) -> tuple[Prepared, ...]:
     """What all segments of a body on n wires need."""
     own = build(segments, slots)
-    return Operands(own, tuple(_following(*one, n) for one in zip(segments, own, strict=True)))
+    return tuple(
+        Prepared(one, _following(segment, one, n)) for segment, one in zip(segments, own, strict=True)
+    )
+
+
+def prepare_layers(variants: Sequence[Sequence[Segment]], slots: BodySlots, n: int) -> tuple[Prepared, ...]:
+    """`prepare` of layers that differ in permutations only; slots have a leading axis for them."""
+    made = jax.vmap(lambda own: prepare(variants[0], own, n))(slots)
+    found = []
+    for one, layers in zip(made, zip(*variants, strict=True), strict=True):
+        if isinstance(layers[0], Monomial) and len(set(layers)) > 1:
+            ahead, back = zip(*(moves(layer, n, identity=True) for layer in layers), strict=True)
+            one = one._replace(moves=Moves(_stacked(ahead), _stacked(back)))
+        found.append(one)
+    return tuple(found)
+
+
+def _stacked(tables: Sequence[Sources]) -> Sources:
+    return Sources(*(np.stack(parts) for parts in zip(*tables, strict=True)))
+
+
+@functools.lru_cache(maxsize=512)
+def moves(segment: Monomial, n: int, identity: bool = False) -> Moves:
+    """The tables of a monomial's permutation; also of the identity if that is asked for."""
+    columns, inverse = segment.columns, None
+    if columns is None and identity:
+        columns = tuple(1 << bit for bit in range(n))
+    if columns is not None:
+        inverse = inverse_columns(columns, n)
+    image = segment.offset
+    if inverse is not None:
+        bits = [inverse[bit] for bit in range(n) if segment.offset >> bit & 1]
+        image = functools.reduce(int.__xor__, bits, 0)
+    return Moves(sources(inverse, segment.offset, n), sources(columns, image, n))
 
 
 def _following(segment: Segment, own: Any, n: int) -> tuple[Array, ...]:

@@ -42,10 +42,14 @@ class Body(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A body, done once (`times` None) or several times with slots of its own each time."""
+    """A body, done once (`times` None) or several times with slots of its own each time.
+
+    `variants`, if given, are the bodies of all times; they differ from the first in X, CNOT and SWAP only.
+    """
 
     body: Body
     times: int | None = None
+    variants: tuple[Body, ...] | None = None
 
 
 class Program(NamedTuple):

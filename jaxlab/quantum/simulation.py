@@ -16,9 +16,19 @@ from jaxtyping import Array, Complex
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.statevector import blocks, monomials, pairs
-from jaxlab.quantum.lowering import Dense, Monomial, Segment, covers, inverse_columns, lower
-from jaxlab.quantum.operands import Operand, Operands, build, masks_of, masks_of_terms, prepare
+from jaxlab.quantum.lowering import Dense, Monomial, Segment, covers, lower
+from jaxlab.quantum.operands import (
+    Operand,
+    Prepared,
+    build,
+    masks_of,
+    masks_of_terms,
+    moves,
+    prepare,
+    prepare_layers,
+)
 from jaxlab.quantum.recording import CHANNEL, BodySlots, Part, Program, Slots, record
+from jaxlab.quantum.rolling import rolled
 
 Differentiation = Literal["adjoint", "backprop"]
 _BLOCK = 4
@@ -57,6 +67,8 @@ def simulate(
         (memory grows with depth; forward mode too).
       block: most wires of a dense block, 1 to 10; None picks.
 
+    Layers that repeat become one loop, also where gates were recorded one by one.
+
     Raises:
       InputError: an argument does not fit the program.
     """
@@ -75,7 +87,9 @@ def simulate(
         raise InputError(
             f"state has shape {state.shape}; for {program.n} wires it must be ({1 << program.n},) (vmap for batches)"
         )
-    settings = _Settings(program, min(program.n, block or _default_block(program.n)))
+    block = min(program.n, block or _default_block(program.n))
+    program, slots = rolled(program, slots, block)
+    settings = _Settings(program, block)
     run = _adjoint if diff == "adjoint" else _forward
     return run(settings, _cast(slots, dtype), state.astype(dtype))
 
@@ -134,65 +148,70 @@ def _cast(slots: Slots, dtype: Any) -> Slots:
 def _forward(settings: _Settings, slots: Slots, psi: Array) -> Array:
     n = settings.program.n
     for part, own in zip(settings.program.parts, slots, strict=True):
-        segments = lower(part.body, n, settings.block)
+        segments, prepared = _prepared(part, settings, own)
         run = functools.partial(_run, segments, n)
-        prepared = _prepared(part, segments, own, n)
         if part.times is None:
             psi = run(psi, prepared)
         else:
-            # What the layers need is made for all of them at once: their loop then has few operations.
             psi, _ = jax.lax.scan(functools.partial(_one_layer, run), psi, prepared)
     return psi
 
 
-def _one_layer(run: Callable[..., Array], psi: Array, operands: Operands) -> tuple[Array, None]:
-    return run(psi, operands), None
+def _one_layer(run: Callable[..., Array], psi: Array, prepared: tuple[Prepared, ...]) -> tuple[Array, None]:
+    return run(psi, prepared), None
 
 
-def _prepared(part: Part, segments: tuple[Segment, ...], slots: BodySlots, n: int) -> Operands:
-    make = functools.partial(prepare, segments, n=n)
-    return make(slots) if part.times is None else jax.vmap(make)(slots)
+def _prepared(
+    part: Part, settings: _Settings, slots: BodySlots
+) -> tuple[tuple[Segment, ...], tuple[Prepared, ...]]:
+    """Segments of a part, and what they need: for all layers at once, so that their loop has few operations."""
+    n = settings.program.n
+    segments = lower(part.body, n, settings.block)
+    if part.times is None:
+        return segments, prepare(segments, slots, n)
+    variants = [lower(body, n, settings.block) for body in part.variants or (part.body,)]
+    return segments, prepare_layers(variants, slots, n)
 
 
-def _run(segments: tuple[Segment, ...], n: int, psi: Array, operands: Operands) -> Array:
-    for segment, operand, sides in zip(segments, operands.own, operands.sides, strict=True):
-        psi = _apply(segment, operand, sides, psi, n)
+def _run(segments: tuple[Segment, ...], n: int, psi: Array, prepared: tuple[Prepared, ...]) -> Array:
+    for segment, one in zip(segments, prepared, strict=True):
+        psi = _apply(segment, one, psi, n)
     return psi
 
 
-def _apply(segment: Segment, operand: Any, sides: tuple[Array, ...], psi: Array, n: int) -> Array:
+def _apply(segment: Segment, one: Prepared, psi: Array, n: int) -> Array:
+    own: Any = one.own
     if isinstance(segment, Monomial):
-        psi = monomials.multiply_phases(psi, operand, sides, masks_of_terms(segment), n)
-        return monomials.permute(psi, _inverse(segment, n), segment.offset, n)
+        psi = monomials.multiply_phases(psi, own, one.sides, masks_of_terms(segment), n)
+        return monomials.permute(psi, (one.moves or moves(segment, n)).ahead)
     if isinstance(segment, Dense):
         turning = covers(segment, n)
         if turning and segment.is_real:
-            return blocks.turn(psi, sides)
-        for block, matrix in zip(segment.blocks, sides or operand, strict=True):
+            return blocks.turn(psi, one.sides)
+        for block, matrix in zip(segment.blocks, one.sides or own, strict=True):
             matrix = matrix.astype(psi.dtype)
             psi = blocks.rotate(psi, matrix) if turning else blocks.apply_block(psi, matrix, block.wires)
         return psi
-    return pairs.apply_pairs(psi, masks_of(segment), operand)
+    return pairs.apply_pairs(psi, masks_of(segment), own)
 
 
-def _undo(
-    segment: Segment, operand: Any, sides: tuple[Array, ...], after: Array, psi: Array, n: int
-) -> tuple[Array, Array, Any]:
+def _undo(segment: Segment, one: Prepared, after: Array, psi: Array, n: int) -> tuple[Array, Array, Any]:
     """Conjugate cotangent and state before a segment, and the cotangent of its operand."""
+    operand: Any = one.own
     if isinstance(segment, Monomial):
-        columns, offset = segment.columns, _image(_inverse(segment, n), segment.offset)
-        psi, after = (monomials.permute(x, columns, offset, n) for x in (psi, after))
+        back = (one.moves or moves(segment, n)).back
+        psi, after = (monomials.permute(x, back) for x in (psi, after))
         masks = masks_of_terms(segment)
         gradient = monomials.phase_gradient(after, psi, masks, n) if masks else operand
         psi, after = (
-            monomials.multiply_phases(x, operand, sides, masks, n, inverse=True) for x in (psi, after)
+            monomials.multiply_phases(x, operand, one.sides, masks, n, inverse=True) for x in (psi, after)
         )
         return after, psi, gradient.astype(operand.dtype)
     if isinstance(segment, Dense):
         turning, found = covers(segment, n), []
         if turning and segment.is_real:
             return blocks.turn_back(after, psi, operand)
-        for block, matrix in zip(reversed(segment.blocks), reversed(sides or operand), strict=True):
+        for block, matrix in zip(reversed(segment.blocks), reversed(one.sides or operand), strict=True):
             wide = matrix.astype(psi.dtype)
             if turning:
                 psi = blocks.unrotate(psi, wide)
@@ -204,20 +223,10 @@ def _undo(
                 gradient = blocks.block_gradient(after, psi, block.wires)
                 after = blocks.apply_block(after, inverse, block.wires)
             found.append(gradient.real.T if segment.is_real else gradient)
-        found = [one.astype(matrix.dtype) for one, matrix in zip(found, reversed(operand), strict=True)]
+        found = [x.astype(matrix.dtype) for x, matrix in zip(found, reversed(operand), strict=True)]
         return after, psi, tuple(reversed(found))
     after, psi, gradient = pairs.unapply_pairs(after, psi, masks_of(segment), operand)
     return after, psi, gradient.astype(operand.dtype)
-
-
-def _inverse(segment: Monomial, n: int) -> tuple[int, ...] | None:
-    return None if segment.columns is None else inverse_columns(segment.columns, n)
-
-
-def _image(columns: tuple[int, ...] | None, x: int) -> int:
-    if columns is None:
-        return x
-    return functools.reduce(int.__xor__, [column for bit, column in enumerate(columns) if x >> bit & 1], 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -238,10 +247,8 @@ def _adjoint_backward(
     after, n = cotangent.conj(), settings.program.n
     found: list[BodySlots] = []
     for part, own in zip(reversed(settings.program.parts), reversed(slots), strict=True):
-        segments = lower(part.body, n, settings.block)
-        back = functools.partial(_undo_body, segments, n)
-        prepared = _prepared(part, segments, own, n)
-        make = functools.partial(build, segments)
+        segments, prepared = _prepared(part, settings, own)
+        back, make = functools.partial(_undo_body, segments, n), functools.partial(build, segments)
         if part.times is None:
             (after, psi), gradients = back((after, psi), prepared)
         else:
@@ -253,12 +260,12 @@ def _adjoint_backward(
 
 
 def _undo_body(
-    segments: tuple[Segment, ...], n: int, states: tuple[Array, Array], operands: Operands
+    segments: tuple[Segment, ...], n: int, states: tuple[Array, Array], prepared: tuple[Prepared, ...]
 ) -> tuple[tuple[Array, Array], tuple[Operand, ...]]:
     after, psi = states
     gradients: list[Any] = []
-    for segment, operand, sides in reversed(list(zip(segments, operands.own, operands.sides, strict=True))):
-        after, psi, gradient = _undo(segment, operand, sides, after, psi, n)
+    for segment, one in reversed(list(zip(segments, prepared, strict=True))):
+        after, psi, gradient = _undo(segment, one, after, psi, n)
         gradients.append(gradient)
     return (after, psi), tuple(reversed(gradients))
 

@@ -5,6 +5,7 @@ index is split in halves, so that neither a phase nor a permutation needs a cons
 a mask factorise, and so does the XOR of the columns of A. States are complex [2^n]; batches by `vmap`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,37 +33,46 @@ def pick(array: jax.Array, places: Sequence[int]) -> jax.Array:
     return array[np.asarray(places, np.int32)]
 
 
-def linear_image(columns: Sequence[int], n: int) -> tuple[jax.Array, jax.Array]:
-    """XOR of the columns that an index's ones pick, for all values of its upper and of its lower bits."""
-    low = n - n // 2
-    tables = []
-    for first, bits in ((low, n // 2), (0, low)):
-        index = jax.lax.iota(jnp.int32, 1 << bits)
-        table = jnp.zeros_like(index)
-        for bit in range(bits):
-            table ^= -(index >> bit & 1) & columns[first + bit]
-        tables.append(table)
-    return tables[0], tables[1]
+class Sources(NamedTuple):
+    """Where an affine permutation takes an amplitude from: the XOR of an entry for each half of the index.
+
+    int32 [2^(n//2)] and [2^(n - n//2)], or with a leading axis for the steps of a loop.
+    """
+
+    upper: np.ndarray
+    lower: np.ndarray
 
 
-def permute(psi: jax.Array, inverse_columns: Sequence[int] | None, offset: int, n: int) -> jax.Array:
-    """psi'[y] = psi[A^-1 (y XOR offset)].
+def sources(inverse_columns: Sequence[int] | None, offset: int, n: int) -> Sources | None:
+    """The tables of psi'[y] = psi[A^-1 (y XOR offset)]; None for the identity.
 
     Args:
-      psi: [2^n].
       inverse_columns: of A^-1 over GF(2), column b as the mask of the image of bit b; None for the identity.
       offset: XORed to the result of A.
       n: number of wires.
     """
     if inverse_columns is None and not offset:
-        return psi
+        return None
     columns = inverse_columns or [1 << bit for bit in range(n)]
-    start = 0
-    for bit in range(n):
-        start ^= columns[bit] * (offset >> bit & 1)
-    upper, lower = linear_image(columns, n)
-    source = (upper[:, None] ^ lower ^ start).reshape(-1)
-    return psi.at[source].get(mode="promise_in_bounds")
+    low = n - n // 2
+    tables = []
+    for first, bits in ((low, n // 2), (0, low)):
+        index = np.arange(1 << bits, dtype=np.int32)
+        table = np.zeros_like(index)
+        for bit in range(bits):
+            table ^= (index >> bit & 1) * np.int32(columns[first + bit])
+        tables.append(table)
+    start = functools.reduce(int.__xor__, [columns[bit] for bit in range(n) if offset >> bit & 1], 0)
+    return Sources(tables[0] ^ np.int32(start), tables[1])
+
+
+def permute(psi: jax.Array, tables: Sources | None) -> jax.Array:
+    """The permutation of `sources` on psi [2^n]."""
+    if tables is None:
+        return psi
+    # XLA would make one constant as large as the state of them.
+    upper, lower = jax.lax.optimization_barrier(tuple(jnp.asarray(table) for table in tables))
+    return psi.at[(upper[:, None] ^ lower).reshape(-1)].get(mode="promise_in_bounds")
 
 
 class _Halves(NamedTuple):

@@ -115,7 +115,7 @@ def test_affine_permutation_follows_its_columns(n, seed):
         for bit in range(n):
             source ^= columns[bit] * ((y ^ offset) >> bit & 1)
         expected.append(psi[source])
-    np.testing.assert_array_equal(monomials.permute(jnp.asarray(psi), columns, offset, n), expected)
+    np.testing.assert_array_equal(monomials.permute(jnp.asarray(psi), monomials.sources(columns, offset, n)), expected)
 
 
 @settings(max_examples=15)
@@ -194,7 +194,7 @@ KERNELS = {
         psi, [jnp.asarray(random_orthogonal(size), psi.real.dtype) for size in (2, 4)]
     ),
     "apply_block": lambda psi: blocks.apply_block(psi, jnp.asarray(random_unitary(4), psi.dtype), (0, 2)),
-    "permute": lambda psi: monomials.permute(psi, (1, 3, 6), 5, 3),
+    "permute": lambda psi: monomials.permute(psi, monomials.sources((1, 3, 6), 5, 3)),
     "multiply_phases": lambda psi: phased(psi, jnp.asarray([0.1, 0.2, 0.3]), (4, 1, 5), 3),
     "apply_pairs": lambda psi: pairs.apply_pairs(psi, jnp.asarray(MASKS), jnp.ones((2, 4), psi.dtype) / 2),
 }
