@@ -5,7 +5,7 @@ wires, repetitions, hashable. What it calls them with, angles and matrices, are 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,11 @@ class Circuit:
         self._parts: list[Part] = []
         self._slots: list[BodySlots] = []
         self._begin()
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            """The methods that `_add_methods` makes: `rx`, `cnot`, ..."""
 
     def _begin(self) -> None:
         self._gates: list[Gate] = []

@@ -32,6 +32,7 @@ class System(NamedTuple):
 
 
 _LANGUAGE = ("models", "data")
+_QUANTUM = ("quantum",)
 
 SYSTEMS: dict[str, System] = {
     system.name: system
@@ -58,9 +59,30 @@ SYSTEMS: dict[str, System] = {
             "2406.07224",
             "persistence",
         ),
-        System("vqe", "Hybrid quantum circuits: molecular ground states", "1811.04968", "quantum"),
-        System("qaoa", "Hybrid quantum circuits: combinatorial optimisation", "1811.04968", "quantum"),
-        System("qml", "Hybrid quantum circuits: classification", "1811.04968", "quantum"),
+        System(
+            "vqe",
+            "Hybrid quantum circuits: molecular ground states",
+            "1811.04968",
+            "quantum",
+            "jaxlab.recipes.vqe",
+            ("quantum",),
+        ),
+        System(
+            "qaoa",
+            "Hybrid quantum circuits: combinatorial optimisation",
+            "1811.04968",
+            "quantum",
+            "jaxlab.recipes.qaoa",
+            _QUANTUM,
+        ),
+        System(
+            "qml",
+            "Hybrid quantum circuits: classification",
+            "1811.04968",
+            "quantum",
+            "jaxlab.recipes.qml",
+            _QUANTUM,
+        ),
         System("ntk-marglik", "Marginal-likelihood gradients with tangent kernels", "2306.03968", "evidence"),
         System("t-regs", "T-REGS: minimum-spanning-tree regularisation", "2510.23484", "selfsupervised"),
         System(
