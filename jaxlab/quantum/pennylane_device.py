@@ -31,8 +31,10 @@ from pennylane.devices.preprocess import (
 )
 from pennylane.devices.qubit.simulate import measure_final_state
 from pennylane.exceptions import DeviceError
+from pennylane.measurements import ExpectationMP, VarianceMP
 from pennylane.transforms import broadcast_expand, defer_measurements
 
+from jaxlab.quantum import pauli_sums
 from jaxlab.quantum.pennylane_tapes import final_state, interpreted_state, is_supported
 
 _INTERPRETED_WIRES = 10
@@ -190,8 +192,10 @@ class Qubit(Device):
     def _measured(self, tape: Any, state: Any) -> Any:
         batched = state.ndim == 2
         tensor = state.reshape(*state.shape[: int(batched)], *(2,) * max(1, tape.num_wires))
+        if not tape.shots:
+            return _analytic(tape, tensor, batched)
         key = None
-        if self._key is not None and tape.shots:
+        if self._key is not None:
             self._key, key = jax.random.split(self._key)
         return measure_final_state(tape, tensor, batched, rng=self._rng, prng_key=key)
 
@@ -238,6 +242,32 @@ class Qubit(Device):
         return _as_numpy(value), _nested(padded, count)
 
 
+def _analytic(tape: Any, tensor: Any, batched: bool) -> Any:
+    """All measurements of a state; those of Pauli sums by our own kernel, which needs no matrix."""
+    found = []
+    for process in tape.measurements:
+        operator = _pauli_sum(process, max(1, tape.num_wires)) if isinstance(tensor, jax.Array) else None
+        if operator is None:
+            found.append(measure_final_state(tape.copy(measurements=[process]), tensor, batched))
+        else:
+            psi = tensor.reshape(*tensor.shape[: int(batched)], -1)
+            measure = pauli_sums.expval if isinstance(process, ExpectationMP) else pauli_sums.variance
+            found.append(measure(psi, operator))
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def _pauli_sum(process: Any, n: int) -> pauli_sums.PauliSum | None:
+    """What a mean or a variance is taken of, if that is a sum of Pauli words with real coefficients."""
+    if not isinstance(process, ExpectationMP | VarianceMP) or getattr(process.obs, "pauli_rep", None) is None:
+        return None
+    operator = pauli_sums.from_pennylane(process.obs, n=n)
+    if not jnp.iscomplexobj(operator.c):
+        return operator
+    if isinstance(operator.c, jax.core.Tracer) or np.any(np.imag(operator.c)):
+        return None
+    return dataclasses.replace(operator, c=np.real(operator.c))
+
+
 def _structure(tape: Any) -> Any:
     """What two circuits share that differ in numbers alone."""
     return (tape.num_wires, tuple(map(_signature, tape.operations)))
@@ -270,8 +300,7 @@ def _jacobian_function(tape: Any, trainable: list[int], block: int | None) -> Ca
             merged[place] = x
         bound = tape.bind_new_parameters(merged, list(range(len(merged))))
         state = final_state(bound, block=block)
-        tensor = state.reshape((2,) * max(1, tape.num_wires))
-        return measure_final_state(bound, tensor, False)
+        return _analytic(bound, state.reshape((2,) * max(1, tape.num_wires)), False)
 
     def run(own: Sequence[Any], data: Sequence[Any]) -> tuple[Any, Any]:
         value = values(own, data)
