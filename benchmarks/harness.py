@@ -25,6 +25,7 @@ from jaxlab.files import atomic_file
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
+_REST_S = 0.3
 _NO_BENCHMARKS = ("harness", "__main__", "peers")
 
 
@@ -51,7 +52,11 @@ class Timing(NamedTuple):
 
 
 def compare(
-    contestants: Mapping[str, Callable[[], Any]], repetitions: int = 5, *, minimum_s: float = 0.0
+    contestants: Mapping[str, Callable[[], Any]],
+    repetitions: int = 5,
+    *,
+    minimum_s: float = 0.0,
+    turn_s: float = 0.0,
 ) -> dict[str, Timing]:
     """Times several functions in turns, so that whatever else the machine does hits all of them alike.
 
@@ -59,6 +64,8 @@ def compare(
       contestants: name to a function without arguments; what it returns is waited for (`block_until_ready`).
       repetitions: timed calls of each, at least 1, after one call that is reported apart.
       minimum_s: go on in turns until each contestant has been timed for this many seconds in total.
+      turn_s: if positive, a turn is as many calls as take so long, after a rest and a call that does not count: threads
+        that another contestant left spinning (OpenMP's do for a while) have gone to sleep by then.
 
     Returns:
       A `Timing` a contestant.
@@ -71,7 +78,13 @@ def compare(
     while rounds < repetitions or min(sum(wall for wall, _ in calls) for calls in taken.values()) < minimum_s:
         # Odd rounds in reverse order: nobody always runs just after the same other one.
         for name in contestants if rounds % 2 == 0 else reversed(contestants):
+            if turn_s:
+                time.sleep(_REST_S)
+                _seconds(contestants[name])
+            began = time.perf_counter()
             taken[name].append(_seconds(contestants[name]))
+            while time.perf_counter() - began < turn_s:
+                taken[name].append(_seconds(contestants[name]))
         rounds += 1
     found = {}
     for name, calls in taken.items():

@@ -1,10 +1,11 @@
 """Value and gradient of a variational circuit: 10 times lightning.qubit at 8 wires, 8 at 12, 1.5 at 16, 2 at 20.
 
-The energy of a transverse-field Ising chain after layers of RY, RZ and a chain of CNOTs (`peers/tfim.py`), in turns with
-lightning.qubit's adjoint method at device level (no QNode around it) on the same tape; `cpu_ms` are the CPU seconds of
-all threads of a call, and ratios of both are given. default.qubit, TensorCircuit-NG and Catalyst run where they can: the
-last two in environments of their own, one after the other. Values are checked to be equal to 1e-9. `first_cpu_s` is what
-the first call took in CPU seconds: tracing and compilation. The memory is that of a process of its own.
+The energy of a transverse-field Ising chain after layers of RY, RZ and a chain of CNOTs (`peers/tfim.py`), in turns
+with lightning.qubit's adjoint method at device level (no QNode around it) on the same tape; `cpu_ms` are the CPU
+seconds of all threads of a call, and ratios of both are given. default.qubit, TensorCircuit-NG and Catalyst run where
+they can: the last two in environments of their own, one after the other. Values are checked to be equal to 1e-9.
+`first_cpu_s` is what the first call took in CPU seconds: tracing and compilation. The memory is that of a process of
+its own.
 """
 
 import functools
@@ -107,8 +108,8 @@ def _against_lightning(n: int, layers: int, dtype: Any, quick: bool) -> list[dic
     peer = _lightning(n, layers, dtype)
     timings = harness.compare(
         {"ours": lambda: compiled(params), "lightning.qubit": peer},
-        3 if n > 18 else 9,
-        minimum_s=0.1 if quick else 1.0,
+        3 if quick or n > 18 else 5,
+        turn_s=0.05 if quick else 0.3,
     )
     _check(compiled(params), peer(), 1e-9 if dtype == np.complex128 else 1e-3)
     what = f"value and gradient, n={n}, L={layers}, {np.dtype(dtype).name}"
@@ -157,7 +158,9 @@ def _against_default_qubit(n: int, batch: int | None) -> list[dict[str, Any]]:
         params = params + jnp.linspace(0, 1, batch)[:, None, None, None]
         functions = {who: jax.vmap(one) for who, one in functions.items()}
     compiled = {who: jax.jit(one) for who, one in functions.items()}
-    timings = harness.compare({who: functools.partial(one, params) for who, one in compiled.items()}, 9)
+    timings = harness.compare(
+        {who: functools.partial(one, params) for who, one in compiled.items()}, 5, turn_s=0.3
+    )
     _check(*(one(params) for one in compiled.values()), 1e-9)
     batched = f", vmap {batch}" if batch else ""
     return _rows(f"value and gradient, n={n}, L=4, complex128{batched}", timings, 3.0 if batch else None)
@@ -172,7 +175,7 @@ def _elsewhere(n: int, quick: bool) -> list[dict[str, Any]]:
     if n <= 8:
         kinds["TensorCircuit-NG, unrolled"] = ("tensorcircuit", {"scan": 0})
     for who, (peer, extra) in kinds.items():
-        mine = harness.compare({"ours": lambda: compiled(params)}, 9)["ours"]
+        mine = harness.compare({"ours": lambda: compiled(params)}, 3, turn_s=0.3)["ours"]
         given = {"n": n, "layers": 4, "repetitions": 3 if quick else 9} | extra
         found = run_peer(peer, {name: np.asarray(value) for name, value in given.items()})
         _check(expected, (found["value"], found["gradient"]), 1e-9)

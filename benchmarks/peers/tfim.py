@@ -3,7 +3,6 @@ nearest-neighbour CNOT, as PennyLane operators. Imports no jax, so that peers wi
 """
 
 import numpy as np
-import pennylane as qml
 
 
 def angles(n: int, layers: int) -> np.ndarray:
@@ -13,6 +12,8 @@ def angles(n: int, layers: int) -> np.ndarray:
 
 def ansatz(params, n: int) -> None:
     """All layers."""
+    import pennylane as qml
+
     for layer in range(params.shape[0]):
         for wire in range(n):
             qml.RY(params[layer, wire, 0], wires=wire)
@@ -23,5 +24,7 @@ def ansatz(params, n: int) -> None:
 
 def hamiltonian(n: int):
     """- sum of Z Z on neighbours - sum of X."""
+    import pennylane as qml
+
     words = [qml.Z(i) @ qml.Z(i + 1) for i in range(n - 1)] + [qml.X(i) for i in range(n)]
     return qml.Hamiltonian([-1.0] * len(words), words)
