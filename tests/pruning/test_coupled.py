@@ -36,7 +36,7 @@ def group_masks(shape, width):
     return [columns_mask(shape, range(i, i + width)) for i in range(0, shape[1] - width + 1, width)]
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(**SIZES)
 def test_group_costs_equal_dense_optimal_brain_surgeon(shape, seed):
     rows, groups, width = shape

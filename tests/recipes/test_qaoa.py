@@ -35,6 +35,7 @@ def test_it_finds_the_best_single_layer_and_a_largest_cut(finished):
     assert qaoa.table(summary)[0]["largest cut"] == "12"
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_figures(finished, config, tmp_path):
     out = tmp_path / "killed"
     run_until_killed("qaoa", config, out, out / "checkpoints" / "20")
@@ -45,6 +46,7 @@ def test_a_killed_run_resumes_to_the_same_figures(finished, config, tmp_path):
             assert resumed[key] == value, key
 
 
+@pytest.mark.slow
 def test_a_weighted_graph_in_single_precision(tmp_path):
     edges = tmp_path / "edges.txt"
     edges.write_text("a b 2\nb c 1\nc a -1\n")

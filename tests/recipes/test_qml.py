@@ -41,6 +41,7 @@ def test_it_learns_and_says_what_the_twin_does(finished):
     assert len(qml.table(summary)) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_figures(finished, config, tmp_path):
     out = tmp_path / "killed"
     run_until_killed("qml", config, out, out / "checkpoints" / "3")

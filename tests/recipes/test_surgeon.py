@@ -111,7 +111,8 @@ def test_a_pruned_model_can_be_pruned_again(finished, config, tmp_path):
     assert 0.2 < summary["sparsity"] <= 0.3
 
 
-@pytest.mark.parametrize("structure", [pytest.param("rowcol", marks=pytest.mark.slow), "mlp_units"])
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["rowcol", "mlp_units"])
 def test_pruned_goes_into_pvq_and_back(config, tmp_path, structure):
     """One command each; the last report compares with the model before pruning."""
     pruning = dataclasses.replace(config, structure=structure, shots=1, rank=0)
