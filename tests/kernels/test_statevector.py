@@ -115,7 +115,9 @@ def test_affine_permutation_follows_its_columns(n, seed):
         for bit in range(n):
             source ^= columns[bit] * ((y ^ offset) >> bit & 1)
         expected.append(psi[source])
-    np.testing.assert_array_equal(monomials.permute(jnp.asarray(psi), monomials.sources(columns, offset, n)), expected)
+    np.testing.assert_array_equal(
+        monomials.permute(jnp.asarray(psi), monomials.sources(columns, offset, n)), expected
+    )
 
 
 @settings(max_examples=15)
