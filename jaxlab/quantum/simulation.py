@@ -7,6 +7,7 @@ Jones and Gacon, arXiv:2009.02823.
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex
 
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, ResourceError
 from jaxlab.kernels.statevector import blocks, monomials, pairs
 from jaxlab.quantum.lowering import Dense, Monomial, Segment, covers, lower
 from jaxlab.quantum.operands import (
@@ -70,7 +71,8 @@ def simulate(
     Layers that repeat become one loop, also where gates were recorded one by one.
 
     Raises:
-      InputError: an argument does not fit the program.
+      InputError: an argument does not fit the program, or forward-mode derivatives are asked of "adjoint".
+      ResourceError: three states of so many wires exceed the memory.
     """
     if diff not in ("adjoint", "backprop"):
         raise InputError(f"diff is {diff!r}; it must be 'adjoint' or 'backprop'")
@@ -81,6 +83,7 @@ def simulate(
     if any(gate.kind == CHANNEL for part in program.parts for gate in part.body.gates):
         raise InputError("the program holds a noise channel; use density_matrix_of or trajectory")
     dtype = _dtype(slots, state, dtype)
+    _check_memory(program.n, dtype)
     if state is None:
         state = zero_state(program.n, dtype)
     if state.shape != (1 << program.n,):
@@ -90,8 +93,36 @@ def simulate(
     block = min(program.n, block or _default_block(program.n))
     program, slots = rolled(program, slots, block)
     settings = _Settings(program, block)
-    run = _adjoint if diff == "adjoint" else _forward
-    return run(settings, _cast(slots, dtype), state.astype(dtype))
+    arrays = _cast(slots, dtype), state.astype(dtype)
+    if diff == "backprop":
+        return _forward(settings, *arrays)
+    try:
+        return _adjoint(settings, *arrays)
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            raise InputError(
+                "the adjoint method has no forward-mode derivatives (jvp, jacfwd); pass diff='backprop'"
+            ) from error
+        raise
+
+
+def _check_memory(n: int, dtype: Any) -> None:
+    """Raises ResourceError if the state, its cotangent and room to work in do not fit."""
+    needed = 3 * (1 << n) * jnp.dtype(dtype).itemsize
+    device = jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _main_memory()
+    if limit and needed > limit:
+        raise ResourceError(
+            f"{n} wires in {jnp.dtype(dtype).name} need {needed / 2**30:,.0f} GiB (three states), and {device} has "
+            f"{limit / 2**30:,.0f}: use fewer wires, or complex64"
+        )
+
+
+def _main_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return None
 
 
 def _default_block(n: int) -> int:

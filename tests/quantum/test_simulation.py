@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pennylane_oracle import all_angles, final_state, random_gates, record_gates
 
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, ResourceError
 from jaxlab.quantum.recording import record, trace
 from jaxlab.quantum.simulation import simulate
 
@@ -249,3 +249,15 @@ def test_wrong_use_is_named():
     fails(r"must be \(4,\)", lambda c: c.x(0), state=jnp.ones(2))
     with jax.enable_x64(False):
         fails("needs double precision", lambda c: c.x(0), dtype="complex128")
+
+
+def test_forward_mode_and_too_many_wires_are_named():
+    def first(angle, **options):
+        return jnp.abs(simulate(*record(lambda c: c.rx(angle, 0), 1), **options)[0]) ** 2
+
+    for jit in (jax.jit, lambda fn: fn):
+        with pytest.raises(InputError, match="pass diff='backprop'"):
+            jit(jax.jacfwd(first))(0.3)
+    assert jax.jacfwd(lambda x: first(x, diff="backprop"))(0.3) == pytest.approx(-np.sin(0.3) / 2)
+    with pytest.raises(ResourceError, match=r"40 wires in complex128 need 49,152 GiB"):
+        simulate(*record(lambda c: c.x(0), 40), dtype="complex128")
