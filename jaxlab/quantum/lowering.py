@@ -268,9 +268,14 @@ class _Policy(NamedTuple):
     """Whether permutations and diagonals may join blocks of a dense segment, not only lie within one."""
     keep_real: bool
     """Whether a dense segment of real gates takes no others."""
+    prefer_pairs: bool = False
+    """Whether gates of several wires that have a pair form go there, and not to blocks."""
 
 
-_POLICIES = tuple(_Policy(merge, keep_real) for merge in (False, True) for keep_real in (False, True))
+_POLICIES = (
+    *(_Policy(merge, keep_real) for merge in (False, True) for keep_real in (False, True)),
+    _Policy(merge=False, keep_real=True, prefer_pairs=True),
+)
 
 
 class _Plan:
@@ -301,6 +306,7 @@ class _Plan:
         for segment in reversed(self.segments):
             if isinstance(segment, _OpenDense):
                 takes = self._fits(segment, gate, wires, monomial)
+                takes = takes and not (pair is not None and self.policy.prefer_pairs)
             elif isinstance(segment, _OpenMonomial):
                 takes = monomial
             else:
@@ -326,7 +332,7 @@ class _Plan:
     ) -> "_OpenMonomial | _OpenDense | _OpenPairs":
         if monomial:
             return _OpenMonomial(self.n)
-        if pair is not None and len(wires) > self.block:
+        if pair is not None and (len(wires) > self.block or self.policy.prefer_pairs):
             return _OpenPairs()
         if len(wires) > _MOST_DENSE_WIRES:
             raise InputError(
