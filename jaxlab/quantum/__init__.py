@@ -32,6 +32,16 @@ __all__, __getattr__, __dir__ = lazy_names(
         "metric": ["classical_fisher", "metric_tensor", "metric_vector_product", "quantum_fisher"],
         "layers": ["QuantumLayer"],
         "noise": ["density_matrix_of", "trajectory"],
+        "gaussian": ["Gaussian"],
+        "fock": ["Fock"],
+        "fock_measurements": ["leakage", "require_small_leakage"],
+        "cv_circuits": ["CVCircuit", "cv_circuit", "run_cv"],
+        "cv_shift": [
+            "cv_second_order_gradient",
+            "cv_shift_gradient",
+            "cv_variance_gradient",
+            "shifted_observables",
+        ],
         "qasm": ["from_qasm", "to_qasm"],
         "pauli_sums": [
             "PauliSum",
