@@ -22,13 +22,12 @@ from pennylane.devices.modifiers import simulator_tracking, single_tape_support
 from pennylane.devices.preprocess import decompose, no_sampling, validate_device_wires, validate_measurements
 from pennylane.exceptions import DeviceError
 from pennylane.measurements import ExpectationMP, SampleMP, VarianceMP
-from pennylane.transforms import broadcast_expand
 
 from jaxlab.quantum import gaussian
 from jaxlab.quantum import gaussian_measurements as measured
 from jaxlab.quantum.cv_circuits import KINDS, cv_circuit, run_cv
 from jaxlab.quantum.gaussian import Gaussian
-from jaxlab.quantum.pennylane_device import _as_numpy, _is_jax, _nested
+from jaxlab.quantum.pennylane_device import _is_jax, _nested
 
 _PREPARATIONS: dict[str, Callable[..., Gaussian]] = {
     "CoherentState": gaussian.coherent,
@@ -130,8 +129,8 @@ class GaussianModes(Device):
             grad_on_execution=method == "device"
             if config.grad_on_execution is None
             else config.grad_on_execution,
-            # Samples must differ from call to call of a compiled function, for which PennyLane needs numbers.
-            convert_to_numpy=sampled or method == "device" or not _is_jax(config),
+            # Samples must differ from call to call of a compiled function, and PennyLane's own rules compute in NumPy.
+            convert_to_numpy=sampled or method not in ("backprop", None) or not _is_jax(config),
         )
 
     def preprocess_transforms(self, execution_config: ExecutionConfig | None = None) -> Any:
@@ -152,7 +151,6 @@ class GaussianModes(Device):
             sample_measurements=_is_sampled,
             name=self.name,
         )
-        pipeline.add_transform(broadcast_expand)
         if config.gradient_method in ("backprop", "device"):
             pipeline.add_transform(no_sampling, name=f"{config.gradient_method} + {self.name}")
         return pipeline
@@ -237,11 +235,20 @@ def _with_numbers(circuit: Any) -> Any:
 
 
 def _planned(circuit: Any) -> tuple[Plan, list[Any]]:
-    """A circuit's structure and all its parameters, those of observables last."""
+    """A circuit's structure and all its parameters, those of observables last.
+
+    Raises:
+      DeviceError: a parameter is a batch, which PennyLane does not know of for these operations.
+    """
     tape = circuit.map_to_standard_wires()
     steps, readings = [], []
     data: list[Any] = []
     for operation in tape.operations:
+        if operation.name not in _WIDE and any(np.ndim(x) for x in operation.data):
+            shapes = [np.shape(x) for x in operation.data]
+            raise DeviceError(
+                f"{operation.name} has parameters of shapes {shapes}; they must be scalars (jax.vmap for batches)"
+            )
         steps.append(Step(operation.name, tuple(operation.wires), len(data), len(operation.data)))
         data += operation.data
     for process in tape.measurements:
@@ -314,6 +321,11 @@ def _with_jacobian(circuit: Any) -> tuple[Any, Any]:
         raise DeviceError("the unitary of InterferometerUnitary has no derivative: declare it not trainable")
     value, rows = _jacobian(plan, trainable, data)
     return _as_numpy(_single(value)), _nested(_as_numpy(list(rows)), len(trainable))
+
+
+def _as_numpy(results: Any) -> Any:
+    """As copies, which torch may write to."""
+    return jax.tree.map(np.array, results)
 
 
 def _single(results: tuple[Any, ...]) -> Any:

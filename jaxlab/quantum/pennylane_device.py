@@ -323,4 +323,5 @@ def _nested(rows: list[list[Any]], count: int) -> Any:
 
 
 def _as_numpy(results: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, results)
+    # Copies, which torch may write to.
+    return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, jax.Array) else leaf, results)

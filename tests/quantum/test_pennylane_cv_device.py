@@ -189,8 +189,10 @@ def test_observables_parameters_are_differentiated_too():
 
 def test_pennylanes_shift_rule_runs_on_the_device():
     exact = jax.jit(jax.grad(node(number)))(jnp.asarray(PARAMS))
-    found = qml.grad(node(number, diff_method="parameter-shift"))(pnp.array(PARAMS, requires_grad=True))
+    by_rule = node(number, diff_method="parameter-shift")
+    found = qml.grad(by_rule)(pnp.array(PARAMS, requires_grad=True))
     np.testing.assert_allclose(found, exact, atol=1e-9)
+    np.testing.assert_allclose(jax.jit(jax.grad(by_rule))(jnp.asarray(PARAMS)), exact, atol=1e-9)
 
 
 SHOTS = 8000
@@ -231,6 +233,20 @@ def test_samples_are_those_of_homodyne_detection():
     assert parts[0] != parts[1]
 
 
+def test_gradients_of_samples_are_estimated_by_shifts():
+    @qml.set_shots(20_000)
+    @qml.qnode(qml.device("jaxlab.gaussian", wires=1, seed=0))
+    def circuit(a):
+        qml.Displacement(a, 0.3, wires=0)
+        return qml.expval(qml.QuadX(0))
+
+    # Two values of variance 1 / shots, times 1 / (2 s) with PennyLane's s = 0.1.
+    error = 5 * np.sqrt(2 / 20_000)
+    exact = 2 * np.cos(0.3)
+    assert abs(qml.grad(circuit)(pnp.array(0.5, requires_grad=True)) - exact) < 4 * error
+    assert abs(jax.jit(jax.grad(circuit))(0.5) - exact) < 4 * error
+
+
 def test_compiled_samples_differ_from_call_to_call():
     run = jax.jit(shot(lambda: qml.expval(qml.QuadX("b"))))
     assert run(PARAMS) != run(PARAMS)
@@ -263,6 +279,7 @@ def with_gate(gate, measure=number):
             "Kerr is not Gaussian.*jaxlab.quantum.fock simulates it",
         ),
         (with_gate(lambda: qml.CatState(0.1, 0.2, 0.3, wires="a")), "CatState is not Gaussian"),
+        (with_gate(lambda: qml.Rotation(np.ones(2), wires="a")), r"shapes \[\(2,\)\]; they must be scalars"),
         (with_gate(lambda: qml.RX(0.1, wires="a")), "RX"),
         (with_gate(lambda: None, lambda: qml.expval(qml.Z("a"))), "not accepted for analytic simulation"),
         (with_gate(lambda: None, lambda: qml.expval(qml.TensorN(wires=("a", "b")))), "not accepted"),
