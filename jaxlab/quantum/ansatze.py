@@ -176,8 +176,8 @@ def uccsd(k: int, electrons: int | tuple[int, int], *, repeats: int = 1) -> Ansa
     """Unitary coupled cluster with singles and doubles, in one Trotter step; PennyLane's `UCCSD`.
 
     exp(t (T - T^dagger) / 2) of each excitation T of `excitations`, doubles before singles, after the Hartree-Fock
-    state; as 2 or 8 Pauli rotations that commute. Parameters [singles + doubles], or [repeats, singles + doubles]; at
-    zero it is the Hartree-Fock state. Reference: Romero et al., Quantum Science and Technology 4 (2018) 014008.
+    state. Parameters [singles + doubles], or [repeats, singles + doubles]; at zero it is the Hartree-Fock state.
+    Reference: Romero et al., Quantum Science and Technology 4 (2018) 014008.
 
     Args:
       k: orbitals; there are 2 k wires.
@@ -191,19 +191,13 @@ def uccsd(k: int, electrons: int | tuple[int, int], *, repeats: int = 1) -> Ansa
         raise InputError(f"repeats is {repeats}; it must be at least 1")
     occupied, _ = _occupied(k, electrons)
     singles, doubles = excitations(k, electrons)
-    order = [*range(len(singles), len(singles) + len(doubles)), *range(len(singles))]
-    turns = [
-        (index, turn)
-        for index, wires in zip(order, [*doubles, *singles], strict=True)
-        for turn in _pauli_turns(wires)
-    ]
-    which = np.array([index for index, _ in turns])
-    slopes = np.array([turn.slope for _, turn in turns])
 
     def once(c: Circuit, params: Array) -> None:
-        angles = params[which] * jnp.asarray(slopes, params.dtype)
-        for i, (_, turn) in enumerate(turns):
-            c.gate(f"PauliRot:{turn.word}", turn.wires, angles[i])
+        for i, wires in enumerate(doubles):
+            # T takes the two electrons in the order that PennyLane does, which is the other sign
+            _excite(c, wires, -params[len(singles) + i])
+        for i, pair in enumerate(singles):
+            _excite(c, pair, params[i])
 
     def record_all(c: Any, params: Array) -> None:
         c.x(occupied)
@@ -276,36 +270,10 @@ def _occupied(k: int, electrons: int | tuple[int, int]) -> tuple[list[int], list
     return occupied, [wire for wire in range(2 * k) if wire not in occupied]
 
 
-class _Turn(NamedTuple):
-    """A Pauli rotation by `slope` times the parameter."""
-
-    word: str
-    wires: tuple[int, ...]
-    slope: float
-
-
-def _pauli_turns(wires: Sequence[int]) -> list[_Turn]:
-    """The rotations whose product is exp(t (T - T^dagger) / 2) of a single or a double excitation.
-
-    Words of a double have one or three Y: i t / 16 times the word where more of them stand on the wires that are filled
-    than on those that are emptied, else - i t / 16 (of a single i t / 4, the other way round). Letters are sorted, the
-    wires with them, so that there are few kinds of gates to build.
-    """
-    half = len(wires) // 2
+def _excite(c: Circuit, wires: Sequence[int], angle: Array) -> None:
+    """A fermionic excitation; wires between its ends give its sign, those of two overlapping stretches do not."""
     between: set[int] = set()
-    for first, last in ((wires[0], wires[1]), (wires[2], wires[3])) if half == 2 else ((wires[0], wires[1]),):
+    for first, last in zip(wires[::2], wires[1::2], strict=True):
         between ^= set(range(first, last))
     string = sorted(between - set(wires))
-    found = []
-    for choice in range(1 << len(wires)):
-        letters = ["XY"[choice >> i & 1] for i in range(len(wires))]
-        if letters.count("Y") % 2 == 0:
-            continue
-        emptied, filled = letters[:half].count("Y"), letters[half:].count("Y")
-        sign = (1 if filled > emptied else -1) * (1 if half == 2 else -1)
-        placed = sorted(zip(letters, wires, strict=True))
-        word = "".join(letter for letter, _ in placed) + "Z" * len(string)
-        # PauliRot(angle) is exp(-i angle P / 2).
-        slope = -sign / 2 ** (2 * half - 1)
-        found.append(_Turn(word, (*(wire for _, wire in placed), *string), slope))
-    return found
+    c.gate(f"FermionicExcitation:{len(wires)},{len(string)}", (*wires, *string), angle)

@@ -325,6 +325,32 @@ def _excitation(size: int, low: int, high: int, outside: float = 0.0) -> GateTyp
     )
 
 
+def _fermionic_excitation(ends: int, between: int) -> GateType:
+    """|1..10..0> to cos(t / 2) |1..10..0> + (-1)^parity sin(t / 2) |0..01..1>, the parity that of the wires between.
+
+    That is exp(t (T - T^dagger) / 2) of an excitation T in the Jordan-Wigner transform.
+    """
+    half, string = ends // 2, (1 << between) - 1
+    flip = ((1 << ends) - 1) << between
+    before, after = (((1 << half) - 1) << (between + shift) for shift in (half, 0))
+    givens = _givens(flip, after)
+
+    def matrix(angles: Array) -> Array:
+        index = np.arange(1 << (ends + between))
+        inside = np.isin(index & flip, (before, after))
+        start = index[(index & flip) == before]
+        signs = (-1.0) ** np.bitwise_count(start & string)
+        turn = np.zeros((len(index),) * 2)
+        turn[start ^ flip, start], turn[start, start ^ flip] = signs, -signs
+        return _by_half_angle(np.diag(1.0 - inside), np.diag(1.0 * inside), turn)(angles)
+
+    pair = givens._replace(
+        signs=givens.signs | string, coefficients=lambda angles: givens.coefficients(-angles)
+    )
+    # a long string's matrix is made only if it is asked for
+    return GateType(ends + between, 1, matrix, None, pair, is_real=True, spectrum=(-0.5, 0.0, 0.5))
+
+
 GATES: dict[str, GateType] = {
     "Identity": _diagonal_type((), 1, 0)._replace(matrix=_constant(np.eye(2)), is_real=True),
     "PauliX": _fixed(X),
@@ -382,6 +408,9 @@ ALIASES: dict[str, Alias] = {
 def gate_type(kind: str) -> GateType:
     """The gate of this name; `MultiRZ:3` has three wires, `PauliRot:XYZ` a word, `PCPhase:2,3` wires and dimension.
 
+    `FermionicExcitation:4,2` takes electrons from the first half of 4 wires to the second, past 2 more wires whose
+    parity is the sign of that.
+
     Raises:
       KeyError: there is none.
     """
@@ -403,6 +432,8 @@ def gate_type(kind: str) -> GateType:
             _pauli_pair(detail),
             is_real,
         )
+    if name == "FermionicExcitation":
+        return _fermionic_excitation(*map(int, detail.split(",")))
     if name == "PCPhase":
         wires, inside = map(int, detail.split(","))
         slopes = np.where(np.arange(1 << wires) < inside, 1.0, -1.0)

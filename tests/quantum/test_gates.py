@@ -1,14 +1,18 @@
 """Gates against PennyLane's matrices, and each of their forms against the matrix."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pennylane as qml
 import pytest
+import scipy.linalg
 from pennylane_oracle import NAMES, operator, wires_and_angles
 
 from jaxlab.quantum.gates import ALIASES, GATES, gate_type
 from jaxlab.quantum.lowering import pair_form, parities
-from jaxlab.quantum.recording import Gate
+from jaxlab.quantum.recording import Gate, record
+from jaxlab.quantum.simulation import simulate
 
 BASE = [name for name in NAMES if name not in ALIASES]
 
@@ -100,3 +104,34 @@ def test_real_gates_are_called_real(kind):
     if known.is_real:
         assert np.abs(np.imag(matrix)).max() == 0
     assert known.is_real or known.parities is not None or np.abs(np.imag(matrix)).max() > 0
+
+
+@pytest.mark.parametrize(("ends", "between"), [(2, 0), (2, 2), (4, 0), (4, 1), (4, 2)])
+def test_fermionic_excitations_are_exponentials_of_ladder_operators(ends, between):
+    n, half, t = ends + between, ends // 2, 0.7
+    # Jordan-Wigner with the wires between just behind the first one that is emptied.
+    order = [0, *range(ends, n), *range(1, ends)]
+
+    def annihilate(wire):
+        before = order[: order.index(wire)]
+        lower = np.array([[0, 1], [0, 0]])
+        factors = [
+            np.diag([1, -1]) if one in before else lower if one == wire else np.eye(2) for one in range(n)
+        ]
+        return functools.reduce(np.kron, factors)
+
+    excitation = np.eye(1 << n)
+    for wire in range(half, ends):
+        excitation = excitation @ annihilate(wire).T
+    for wire in range(half):
+        excitation = excitation @ annihilate(wire)
+    full = (1 << half) - 1
+    # The order of the electrons is a matter of convention: without others in between the sign is +.
+    excitation = excitation * excitation[full << between, full << (between + half)]
+    kind = f"FermionicExcitation:{ends},{between}"
+    matrix = np.asarray(gate_type(kind).matrix(jnp.asarray([t])))
+    np.testing.assert_allclose(matrix, scipy.linalg.expm(t / 2 * (excitation - excitation.T)), atol=1e-12)
+    psi = np.random.default_rng(0).normal(size=1 << n) + 0j
+    for block in (1, n):  # in pair form, and as a matrix
+        run = simulate(*record(lambda c: c.gate(kind, range(n), t), n), jnp.asarray(psi), block=block)
+        np.testing.assert_allclose(run, matrix @ psi, atol=1e-12)
