@@ -37,7 +37,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
             return number_mean(run_cv(circuit, p, gaussian.vacuum(modes)), 0)
 
         compiled, on_device = jax.jit(jax.value_and_grad(photons)), jnp.asarray(params)
-        ours = lambda: compiled(on_device)  # noqa: E731
+
+        def ours():
+            return compiled(on_device)
+
         through = jax.jit(jax.value_and_grad(_node("jaxlab.gaussian", modes, gates, "best", "jax")))
         contestants: dict[str, Callable[[], Any]] = {
             "ours": ours,

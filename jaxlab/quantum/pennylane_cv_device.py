@@ -92,6 +92,7 @@ class GaussianModes(Device):
             self._key = seed
             return
         if isinstance(seed, str) and seed == "global":
+            # "global" means NumPy's global generator, as on PennyLane's devices: np.random.seed then repeats samples.
             seed = np.random.randint(0, 10_000_000)  # noqa: NPY002
         self._key = jax.random.key(np.random.default_rng(seed).integers(1 << 31))
 

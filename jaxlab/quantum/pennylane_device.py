@@ -70,7 +70,9 @@ class Qubit(Device):
         self, wires: Any = None, shots: Any = None, seed: Any = "global", block: int | None = None
     ) -> None:
         super().__init__(wires=wires, shots=shots)
-        seed = np.random.randint(0, 10_000_000) if isinstance(seed, str) and seed == "global" else seed  # noqa: NPY002
+        if isinstance(seed, str) and seed == "global":
+            # "global" means NumPy's global generator, as on PennyLane's devices: np.random.seed then repeats samples.
+            seed = np.random.randint(0, 10_000_000)  # noqa: NPY002
         self._key = seed if isinstance(seed, jax.Array) else None
         self._rng = np.random.default_rng(None if self._key is not None else seed)
         self._block = block

@@ -119,7 +119,9 @@ def test_tiles_give_what_the_whole_state_gives(monkeypatch):
         results.append([value_and_gradients(operator) for operator in operators(words, n)])
         assert min(used) == min(bits, n)
     jax.clear_caches()
+    expected = np.real(np.vdot(after, apply_letters(np.asarray(psi), words, n)))
     for whole, tiled in zip(*results, strict=True):
+        assert tiled[0] == pytest.approx(expected, abs=1e-12)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-12), tiled, whole)
 
 
@@ -185,6 +187,7 @@ def test_batches_are_states_one_by_one():
     states = jnp.asarray([[random_state(n, 3 * i + j) for j in range(3)] for i in range(2)])
     for function in (apply_sum, expectation):
         single = np.array([[function(psi, operator) for psi in row] for row in states])
+        assert len(np.unique(single)) == single.size  # nothing is zero, or the same for all
         np.testing.assert_allclose(function(states, operator), single, atol=1e-13)
         np.testing.assert_allclose(
             jax.vmap(jax.vmap(function, (0, None)), (0, None))(states, operator), single, atol=1e-13

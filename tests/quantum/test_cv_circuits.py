@@ -42,7 +42,10 @@ def test_fock_circuit_is_its_gates_one_by_one():
 
 def test_batches_and_gradients():
     circuit, _ = program(random_gates(np.random.default_rng(0), 3, 12), 3)
-    count = lambda p: measured.number_mean(run_cv(circuit, p, gaussian.vacuum(3)), 1)  # noqa: E731
+
+    def count(p):
+        return measured.number_mean(run_cv(circuit, p, gaussian.vacuum(3)), 1)
+
     batch = np.random.default_rng(1).uniform(-0.4, 0.4, (4, circuit.size))
     slopes = jax.jit(jax.vmap(jax.grad(count)))(batch)
     one = jax.jit(jax.grad(count))
@@ -78,7 +81,10 @@ def test_circuit_without_gates_changes_nothing():
 def test_states_keep_their_precision():
     circuit = cv_circuit(2, [("Displacement", 0), ("Beamsplitter", (0, 1))])
     params = np.array([0.1, 0.2, 0.3, 0.4])
-    run = lambda state: jax.eval_shape(lambda p: run_cv(circuit, p, state), params)  # noqa: E731
+
+    def run(state):
+        return jax.eval_shape(lambda p: run_cv(circuit, p, state), params)
+
     assert run(gaussian.vacuum(2, dtype=jnp.float32)).cov.dtype == jnp.float32
     assert run(fock.vacuum(2, cutoff=3, dtype=jnp.complex64)).amp.dtype == jnp.complex64
 

@@ -86,7 +86,10 @@ def test_second_order_rule_is_pennylanes():
 
 def test_some_parameters_several_measurements_and_batches():
     circuit, params, mean, _ = simulated(few=True)
-    both = lambda p: jnp.stack([mean(p, LINEAR), mean(p, LINEAR[::-1])])  # noqa: E731
+
+    def both(p):
+        return jnp.stack([mean(p, LINEAR), mean(p, LINEAR[::-1])])
+
     which = [5, 2]
     rule = jax.jit(jax.vmap(lambda p: cv_shift_gradient(both, circuit, p, which=which, batch=3)))
     batch = np.stack([params, params / 2])
@@ -99,7 +102,10 @@ def test_some_parameters_several_measurements_and_batches():
 
 def test_rule_can_be_differentiated_again():
     circuit, params, mean, _ = simulated(few=True)
-    rule = lambda p: cv_second_order_gradient(lambda c: mean(p, c), circuit, p, SQUARE, which=[3])[0]  # noqa: E731
+
+    def rule(p):
+        return cv_second_order_gradient(lambda c: mean(p, c), circuit, p, SQUARE, which=[3])[0]
+
     exact = jax.jit(jax.hessian(mean))(params, SQUARE)[3]
     np.testing.assert_allclose(jax.jit(jax.grad(rule))(params), exact, atol=1e-9)
 
@@ -109,10 +115,16 @@ def test_gates_before_may_be_of_any_kind():
         2, [("Displacement", 0), ("Kerr", 0), ("Squeezing", 1), ("Beamsplitter", (0, 1)), ("Displacement", 1)]
     )
     params = np.array([0.4, 0.1, 0.3, 0.15, 0.2, 0.7, 0.3, 0.1, -0.6])
-    run = lambda p: run_cv(circuit, p, fock.vacuum(2, cutoff=24))  # noqa: E731
+
+    def run(p):
+        return run_cv(circuit, p, fock.vacuum(2, cutoff=24))
+
     which = list(range(3, 9))
     linear, square = LINEAR[:5], SQUARE[:5, :5]
-    mean = lambda p, c: counted.polynomial_mean(run(p), c)  # noqa: E731
+
+    def mean(p, c):
+        return counted.polynomial_mean(run(p), c)
+
     exact = jax.jit(jax.grad(mean))
     first = jax.jit(lambda p: cv_shift_gradient(lambda p: mean(p, linear), circuit, p, which=which))
     np.testing.assert_allclose(first(params), exact(params, linear)[3:], atol=1e-9)
@@ -136,14 +148,20 @@ def test_measurements_with_shots_get_keys_of_their_own():
     rule = jax.jit(lambda key: cv_shift_gradient(sampled, circuit, params, shift=1.0, key=key))
     found, again = rule(jax.random.key(0)), rule(jax.random.key(1))
     assert not np.any(found == again)
-    final = lambda p: run_cv(circuit, p, gaussian.vacuum(MODES))  # noqa: E731
+
+    def final(p):
+        return run_cv(circuit, p, gaussian.vacuum(MODES))
+
     exact = jax.jit(jax.grad(lambda p: measured.quadrature_mean(final(p), 0.0, 0)))(params)
     # Both terms of a rule weigh at most 1/2; the widest shifted state bounds the variance.
     shifts = np.concatenate([size * np.eye(len(params)) for size in (1, -1, np.pi / 2, -np.pi / 2)])
     states = jax.jit(jax.vmap(lambda p: measured.quadrature_variance(final(p), 0.0, 0)))(params + shifts)
     error = 4 * np.sqrt(0.5 * np.max(states) / shots)
     assert np.all(np.abs(found - exact) < error)
-    noisy = lambda c, key: jnp.sum(c) * 0 + jax.random.normal(key)  # noqa: E731
+
+    def noisy(c, key):
+        return jnp.sum(c) * 0 + jax.random.normal(key)
+
     second = cv_second_order_gradient(noisy, circuit, params, SQUARE, key=jax.random.key(0))
     assert len(np.unique(second)) == circuit.size
 

@@ -35,9 +35,10 @@ def test_fixture_of_the_specification():
         "x": lambda state: counted.quadrature_mean(state, 0.0, 0),
         "variance": lambda state: counted.quadrature_variance(state, 0.0, 0),
     }
-    read = lambda p: {  # noqa: E731
-        name: of(run_cv(circuit, p, fock.vacuum(2, cutoff=40))) for name, of in quantities.items()
-    }
+
+    def read(p):
+        return {name: of(run_cv(circuit, p, fock.vacuum(2, cutoff=40))) for name, of in quantities.items()}
+
     values, slopes = jax.jit(lambda p: (read(p), jax.jacobian(read)(p)))(params)
     for name, (value, slope) in FIXTURE_VALUES.items():
         np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-12)
@@ -57,7 +58,10 @@ def generator(name, params, size):
         one = np.eye(size)
         first, second = (lambda m: np.kron(m, one)), (lambda m: np.kron(one, m))
     complex_amplitude = params[0] * np.exp(1j * params[-1])
-    anti = lambda m: -1j * (m - m.conj().T)  # noqa: E731
+
+    def anti(m):
+        return -1j * (m - m.conj().T)
+
     return {
         "Rotation": lambda: params[0] * n,
         "Displacement": lambda: anti(complex_amplitude * a.conj().T),
@@ -105,7 +109,10 @@ def test_gate_is_the_exponential_of_its_generator(name, params, cutoff, size):
     modes = expected.ndim // 2
     wires = (0,) if modes == 1 else (0, 1)
     basis = jnp.eye(cutoff**modes, dtype=complex).reshape(-1, *(cutoff,) * modes)
-    one = lambda amp: apply(fock, [(name, params, wires)], fock.Fock(amp)).amp  # noqa: E731
+
+    def one(amp):
+        return apply(fock, [(name, params, wires)], fock.Fock(amp)).amp
+
     found = jax.jit(jax.vmap(one, out_axes=-1))(basis).reshape(expected.shape)
     np.testing.assert_allclose(found, expected, atol=1e-11)
 
@@ -193,7 +200,10 @@ def test_photon_redirection_of_the_paper():
     t = np.linspace(0, 2, 5)
     found = jax.vmap(lambda t: transmitted((t, 0.3)))(t)
     np.testing.assert_allclose(found, np.sin(t) ** 2, atol=1e-14)
-    climb = lambda _, p: p + 0.4 * jax.grad(transmitted)(p)  # noqa: E731
+
+    def climb(_, p):
+        return p + 0.4 * jax.grad(transmitted)(p)
+
     end = jax.jit(lambda p: jax.lax.fori_loop(0, 100, climb, p))(jnp.array([0.01, 0.01]))
     np.testing.assert_allclose(end, [np.pi / 2, 0.01], atol=1e-12)
 

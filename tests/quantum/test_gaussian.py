@@ -52,11 +52,21 @@ def test_fixture_of_the_specification():
         "x": lambda state: measured.quadrature_mean(state, 0.0, 0),
         "variance": lambda state: measured.quadrature_variance(state, 0.0, 0),
     }
-    run = lambda p: run_cv(circuit, p, gaussian.vacuum(2))  # noqa: E731
-    read = lambda p: {name: of(run(p)) for name, of in quantities.items()}  # noqa: E731
+
+    def run(p):
+        return run_cv(circuit, p, gaussian.vacuum(2))
+
+    def read(p):
+        return {name: of(run(p)) for name, of in quantities.items()}
+
     values, slopes = jax.jit(lambda p: (read(p), jax.jacobian(read)(p)))(params)
-    count = lambda state: [measured.fock_probability(state, photons) for photons in FIXTURE_PROBABILITIES]  # noqa: E731
-    tables = lambda state: (count(state), measured.fock_probabilities(state, cutoff=3))  # noqa: E731
+
+    def count(state):
+        return [measured.fock_probability(state, photons) for photons in FIXTURE_PROBABILITIES]
+
+    def tables(state):
+        return (count(state), measured.fock_probabilities(state, cutoff=3))
+
     single, table = jax.jit(lambda p: tables(run(p)))(params)
     for name, (value, slope) in FIXTURE_VALUES.items():
         np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-12)
@@ -64,6 +74,10 @@ def test_fixture_of_the_specification():
     for place, (photons, p) in enumerate(FIXTURE_PROBABILITIES.items()):
         assert abs(single[place] - p) < 1e-12
         assert abs(table[photons] - p) < 1e-12
+
+
+def projected(photons, wires):
+    return qml.expval(qml.FockStateProjector(np.array(photons), wires=wires))
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -176,9 +190,9 @@ def test_random_circuit_measures_what_pennylane_measures():
             theirs = expectation(gates, modes, lambda pick=pick, read=read: read(pick()))
             np.testing.assert_allclose(found, theirs, rtol=1e-11)
     for photons, wires in [((1, 0, 2), (0, 1, 3)), ((2,), (3,)), ((0, 0, 0, 0), range(modes))]:
-        projector = lambda: qml.expval(qml.FockStateProjector(np.array(photons), wires=wires))  # noqa: B023, E731
         found = measured.fock_probability(state, photons, wires)
-        np.testing.assert_allclose(found, expectation(gates, modes, projector), rtol=1e-10)
+        theirs = expectation(gates, modes, functools.partial(projected, photons, wires))
+        np.testing.assert_allclose(found, theirs, rtol=1e-10)
 
 
 def test_photon_counts_of_mixed_states():

@@ -92,7 +92,9 @@ def covariance():
     "prepare", [prepared, lambda: qml.GaussianState(covariance(), np.arange(8) / 10, wires=LABELS)]
 )
 def test_preparations_are_those_of_default_gaussian(prepare):
-    measure = lambda: qml.var(OBSERVABLES["square"]())  # noqa: E731
+    def measure():
+        return qml.var(OBSERVABLES["square"]())
+
     expected = node(measure, "default.gaussian", prepare, diff_method=None)(PARAMS)
     np.testing.assert_allclose(node(measure, prepare=prepare)(PARAMS), expected, rtol=1e-10)
 
@@ -131,7 +133,9 @@ def test_operations_that_decompose_are_decomposed():
 
 @pytest.mark.parametrize("name", ["square", "FockStateProjector"])
 def test_jax_derivatives_need_no_callback_and_are_exact(name):
-    measure = lambda: qml.expval(OBSERVABLES[name]())  # noqa: E731
+    def measure():
+        return qml.expval(OBSERVABLES[name]())
+
     ours = node(measure)
     slope = jax.jit(jax.grad(ours))
     assert "callback" not in str(jax.make_jaxpr(slope)(jnp.asarray(PARAMS)))
