@@ -191,6 +191,30 @@ class RunFolder:
             return None
         return Restored(step, self._checkpoints().restore(step, args=ocp.args.StandardRestore(like)))
 
+    def checkpoint_leaves(self, step: int, tree: Any) -> None:
+        """Saves the leaves of any pytree of arrays, such as an optimizer's state; see `restore_leaves`."""
+        import jax
+
+        self.checkpoint(step, {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))})
+
+    def restore_leaves(self, like: Any) -> Restored | None:
+        """Reads what `checkpoint_leaves` saved, and drops the metrics logged after it.
+
+        Args:
+          like: a tree of the same structure, shapes and dtypes.
+
+        Returns:
+          The step and the tree, its leaves NumPy arrays; None if nothing was saved.
+        """
+        import jax
+
+        leaves, structure = jax.tree.flatten(like)
+        restored = self.restore(like={f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
+        if restored is None:
+            return None
+        found = [restored.tree[f"{i:04d}"] for i in range(len(leaves))]
+        return Restored(restored.step, jax.tree.unflatten(structure, found))
+
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Writes `summary.json`, removes the checkpoints, closes the folder.
 

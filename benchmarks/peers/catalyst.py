@@ -1,7 +1,6 @@
 """Value and gradient of the fixture by Catalyst on lightning.qubit."""
 
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,23 +30,7 @@ def main(given: str, written: str) -> None:
         return value_and_grad(energy)(params)
 
     params = tfim.angles(n, layers)
-    start = time.process_time()
-    value, gradient = both(params)
-    first = time.process_time() - start
-    wall, cpu = [], []
-    for _ in range(repetitions):
-        began, began_cpu = time.perf_counter(), time.process_time()
-        jax.block_until_ready(both(params))
-        wall.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - began_cpu)
-    np.savez(
-        written,
-        seconds=wall,
-        cpu=cpu,
-        compile_cpu=first - min(cpu),
-        value=float(value),
-        gradient=np.asarray(gradient),
-    )
+    tfim.record(lambda: jax.block_until_ready(both(params)), repetitions, written)
 
 
 if __name__ == "__main__":

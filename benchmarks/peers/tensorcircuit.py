@@ -1,9 +1,11 @@
 """Value and gradient of the fixture by TensorCircuit-NG: gates one by one under jit, or layers in a scan."""
 
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parent))  # behind the package of this name
 
 
 def main(given: str, written: str) -> None:
@@ -11,6 +13,7 @@ def main(given: str, written: str) -> None:
     import jax
     import jax.numpy as jnp
     import tensorcircuit as tc
+    import tfim
 
     jax.config.update("jax_enable_x64", True)
     tc.set_backend("jax")
@@ -47,24 +50,8 @@ def main(given: str, written: str) -> None:
         return jnp.real(total)
 
     both = jax.jit(jax.value_and_grad(energy))
-    params = jnp.asarray(np.random.default_rng(0).uniform(-np.pi, np.pi, (layers, n, 2)))
-    start = time.process_time()
-    value, gradient = jax.block_until_ready(both(params))
-    first = time.process_time() - start
-    wall, cpu = [], []
-    for _ in range(repetitions):
-        began, began_cpu = time.perf_counter(), time.process_time()
-        jax.block_until_ready(both(params))
-        wall.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - began_cpu)
-    np.savez(
-        written,
-        seconds=wall,
-        cpu=cpu,
-        compile_cpu=first - min(cpu),
-        value=float(value),
-        gradient=np.asarray(gradient),
-    )
+    params = jnp.asarray(tfim.angles(n, layers))
+    tfim.record(lambda: jax.block_until_ready(both(params)), repetitions, written)
 
 
 if __name__ == "__main__":

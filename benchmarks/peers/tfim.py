@@ -2,6 +2,8 @@
 nearest-neighbour CNOT, as PennyLane operators. Imports no jax, so that peers with environments of their own can use it.
 """
 
+import time
+
 import numpy as np
 
 
@@ -28,3 +30,24 @@ def hamiltonian(n: int):
 
     words = [qml.Z(i) @ qml.Z(i + 1) for i in range(n - 1)] + [qml.X(i) for i in range(n)]
     return qml.Hamiltonian([-1.0] * len(words), words)
+
+
+def record(both, repetitions: int, written: str) -> None:
+    """Times a function that returns value and gradient, and writes seconds, cpu, compile_cpu, value and gradient."""
+    start = time.process_time()
+    value, gradient = both()
+    first = time.process_time() - start
+    wall, cpu = [], []
+    for _ in range(repetitions):
+        began, began_cpu = time.perf_counter(), time.process_time()
+        both()
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - began_cpu)
+    np.savez(
+        written,
+        seconds=wall,
+        cpu=cpu,
+        compile_cpu=first - min(cpu),
+        value=float(value),
+        gradient=np.asarray(gradient),
+    )

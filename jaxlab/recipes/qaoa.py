@@ -148,11 +148,10 @@ def _optimised(
 
     params = _starting_points(config, dtype)
     state = _State(params, optimizer.init(params))
-    restored = folder.restore(like=_storable(state))
+    restored = folder.restore_leaves(like=state)
     done = 0
     if restored is not None:
-        done = restored.step
-        state = jax.tree.unflatten(jax.tree.structure(state), list(restored.tree.values()))
+        done, state = restored
     with progress.stage("optimise", config.steps, unit="steps") as stage:
         stage.skip(done)
         while done < config.steps:
@@ -161,13 +160,9 @@ def _optimised(
             done += count
             best = int(jnp.argmax(values))
             folder.log(step=done, expectation=values[best], gradient_norm=norms[best], all=values)
-            folder.checkpoint(done, _storable(state))
+            folder.checkpoint_leaves(done, state)
             stage.advance(count, C=float(values[best]), gradient=float(norms[best]))
     return state.params[jnp.argmax(jax.jit(lambda all: jax.lax.map(expectation, all))(state.params))]
-
-
-def _storable(state: _State) -> dict[str, Any]:
-    return {f"{i:03d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
 def _starting_points(config: Config, dtype: Any) -> jax.Array:

@@ -250,11 +250,10 @@ def _trained(
 ) -> dict[str, _State]:
     optimizer = optax.adam(config.rate)
     states = {kind: _State(params, optimizer.init(params)) for kind, (_, params) in models.items()}
-    restored = folder.restore(like=_storable(states))
+    restored = folder.restore_leaves(like=states)
     done = 0
     if restored is not None:
-        done = restored.step
-        states = jax.tree.unflatten(jax.tree.structure(states), list(restored.tree.values()))
+        done, states = restored
     epochs = {kind: _epoch(graph, optimizer) for kind, (graph, _) in models.items()}
     x, y = loaded.train
     batch = min(config.batch, len(y))
@@ -271,13 +270,9 @@ def _trained(
                 figures[f"accuracy_{kind}"] = float(np.mean(np.argmax(scores, -1) == loaded.test[1]))
             done += 1
             folder.log(step=done, **figures)
-            folder.checkpoint(done, _storable(states))
+            folder.checkpoint_leaves(done, states)
             stage.advance(1, loss=figures["loss_hybrid"], accuracy=figures["accuracy_hybrid"])
     return states
-
-
-def _storable(states: dict[str, _State]) -> dict[str, Any]:
-    return {f"{i:03d}": leaf for i, leaf in enumerate(jax.tree.leaves(states))}
 
 
 def _epoch(graph: Any, optimizer: Any) -> Callable[..., tuple[_State, jax.Array]]:
