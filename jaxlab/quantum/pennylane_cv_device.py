@@ -27,7 +27,7 @@ from jaxlab.quantum import gaussian
 from jaxlab.quantum import gaussian_measurements as measured
 from jaxlab.quantum.cv_circuits import KINDS, cv_circuit, run_cv
 from jaxlab.quantum.gaussian import Gaussian
-from jaxlab.quantum.pennylane_device import _is_jax, _nested
+from jaxlab.quantum.pennylane_results import as_numpy, is_jax, nested
 
 _PREPARATIONS: dict[str, Callable[..., Gaussian]] = {
     "CoherentState": gaussian.coherent,
@@ -119,7 +119,7 @@ class GaussianModes(Device):
             raise DeviceError(f"device option {option} not present on {self}; there are none")
         method = config.gradient_method
         if method == "best":
-            method = "backprop" if _is_jax(config) else "device"
+            method = "backprop" if is_jax(config) else "device"
         ours = method in ("device", "backprop")
         sampled = circuit is not None and bool(circuit.shots)
         return dataclasses.replace(
@@ -131,7 +131,7 @@ class GaussianModes(Device):
             if config.grad_on_execution is None
             else config.grad_on_execution,
             # Samples must differ from call to call of a compiled function, and PennyLane's own rules compute in NumPy.
-            convert_to_numpy=sampled or method not in ("backprop", None) or not _is_jax(config),
+            convert_to_numpy=sampled or method not in ("backprop", None) or not is_jax(config),
         )
 
     def preprocess_transforms(self, execution_config: ExecutionConfig | None = None) -> Any:
@@ -165,14 +165,14 @@ class GaussianModes(Device):
         if execution_config is None:
             return True
         method = execution_config.gradient_method
-        return method in ("device", "best") or (method == "backprop" and _is_jax(execution_config))
+        return method in ("device", "best") or (method == "backprop" and is_jax(execution_config))
 
     def execute(
         self, circuits: Sequence[Any], execution_config: ExecutionConfig | None = None
     ) -> tuple[Any, ...]:
         """Results of all circuits."""
         config = execution_config or ExecutionConfig()
-        if not config.convert_to_numpy and _is_jax(config):
+        if not config.convert_to_numpy and is_jax(config):
             return tuple(_single(_values(*_planned(circuit))) for circuit in circuits)
         with jax.enable_x64(True):
             return tuple(self._concrete(circuit) for circuit in circuits)
@@ -180,11 +180,11 @@ class GaussianModes(Device):
     def _concrete(self, circuit: Any) -> Any:
         plan, data = _planned(_with_numbers(circuit))
         if not circuit.shots:
-            return _as_numpy(_single(_values(plan, data)))
+            return as_numpy(_single(_values(plan, data)))
         found = []
         for shots in circuit.shots:
             self._key, key = jax.random.split(self._key)
-            found.append(_as_numpy(_single(_sampled(plan, data, key, shots))))
+            found.append(as_numpy(_single(_sampled(plan, data, key, shots))))
         return tuple(found) if circuit.shots.has_partitioned_shots else found[0]
 
     def execute_and_compute_derivatives(
@@ -317,16 +317,11 @@ def _with_jacobian(circuit: Any) -> tuple[Any, Any]:
     trainable = tuple(circuit.trainable_params)
     plan, data = _planned(_with_numbers(circuit))
     if not trainable:
-        return _as_numpy(_single(_values(plan, data))), _nested([[] for _ in plan.readings], 0)
+        return as_numpy(_single(_values(plan, data))), nested([[] for _ in plan.readings], 0)
     if any(jnp.iscomplexobj(data[place]) for place in trainable):
         raise DeviceError("the unitary of InterferometerUnitary has no derivative: declare it not trainable")
     value, rows = _jacobian(plan, trainable, data)
-    return _as_numpy(_single(value)), _nested(_as_numpy(list(rows)), len(trainable))
-
-
-def _as_numpy(results: Any) -> Any:
-    """As copies, which torch may write to."""
-    return jax.tree.map(np.array, results)
+    return as_numpy(_single(value)), nested(as_numpy(list(rows)), len(trainable))
 
 
 def _single(results: tuple[Any, ...]) -> Any:

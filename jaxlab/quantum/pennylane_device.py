@@ -35,6 +35,7 @@ from pennylane.measurements import ExpectationMP, VarianceMP
 from pennylane.transforms import broadcast_expand, defer_measurements
 
 from jaxlab.quantum import pauli_sums
+from jaxlab.quantum.pennylane_results import as_numpy, is_jax, nested
 from jaxlab.quantum.pennylane_tapes import final_state, interpreted_state, is_supported
 
 _INTERPRETED_WIRES = 10
@@ -42,10 +43,6 @@ _INTERPRETED_RUNS = 2
 """How often a small circuit runs gate by gate before it is compiled."""
 _KEPT_PROGRAMS = 256
 _OPTIONS = ("block",)
-
-
-def _is_jax(config: ExecutionConfig) -> bool:
-    return config.interface in (qml.math.Interface.JAX, qml.math.Interface.JAX_JIT)
 
 
 def _differentiable(operation: Any) -> bool:
@@ -101,7 +98,7 @@ class Qubit(Device):
             raise DeviceError(f"mcm_method {mcm.mcm_method} not supported on {self.name}; use 'deferred'")
         method = config.gradient_method
         if method == "best":
-            method = "backprop" if _is_jax(config) else "adjoint"
+            method = "backprop" if is_jax(config) else "adjoint"
         ours = method in ("adjoint", "backprop")
         return dataclasses.replace(
             config,
@@ -111,7 +108,7 @@ class Qubit(Device):
             grad_on_execution=method == "adjoint"
             if config.grad_on_execution is None
             else config.grad_on_execution,
-            convert_to_numpy=not (_is_jax(config) and method != "adjoint"),
+            convert_to_numpy=not (is_jax(config) and method != "adjoint"),
             device_options={
                 option: config.device_options.get(option, getattr(self, f"_{option}")) for option in _OPTIONS
             },
@@ -161,7 +158,7 @@ class Qubit(Device):
             return False
         method = execution_config.gradient_method
         if method == "backprop":
-            return _is_jax(execution_config)
+            return is_jax(execution_config)
         return method in ("adjoint", "best")
 
     def execute(
@@ -169,7 +166,7 @@ class Qubit(Device):
     ) -> tuple[Any, ...]:
         """Results of all circuits."""
         config = execution_config or ExecutionConfig()
-        if not config.convert_to_numpy and _is_jax(config):
+        if not config.convert_to_numpy and is_jax(config):
             return tuple(self._traced(circuit) for circuit in circuits)
         with jax.enable_x64(True):
             return tuple(self._concrete(circuit) for circuit in circuits)
@@ -189,7 +186,7 @@ class Qubit(Device):
             data = tape.get_parameters(trainable_only=False, operations_only=True)
             run = self._compiled(("state", key), lambda: _state_function(tape, self._block))
             state = np.asarray(run(data))
-        return _as_numpy(self._measured(tape, state))
+        return as_numpy(self._measured(tape, state))
 
     def _measured(self, tape: Any, state: Any) -> Any:
         batched = state.ndim == 2
@@ -232,16 +229,16 @@ class Qubit(Device):
         # Those behind are of observables, which PennyLane has warned about: their derivative is not there.
         count, trainable = len(trainable), [place for place in trainable if place < len(data)]
         if not trainable:
-            value = _as_numpy(self._measured(tape, interpreted_state(tape)))
+            value = as_numpy(self._measured(tape, interpreted_state(tape)))
             zero = jax.tree.map(np.zeros_like, [value] if len(tape.measurements) == 1 else list(value))
-            return value, _nested([[one] * count for one in zero], count)
+            return value, nested([[one] * count for one in zero], count)
         own = [np.asarray(data[i], np.result_type(data[i], float)) for i in trainable]
         key = ("jacobian", _structure(tape), tuple(trainable), tuple(mp.hash for mp in tape.measurements))
         run = self._compiled(key, lambda: _jacobian_function(tape, trainable, self._block))
         value, jacobian = run(own, data)
         rows = [jacobian] if len(tape.measurements) == 1 else list(jacobian)
-        padded = [[*row, *[np.zeros_like(row[0])] * (count - len(row))] for row in _as_numpy(rows)]
-        return _as_numpy(value), _nested(padded, count)
+        padded = [[*row, *[np.zeros_like(row[0])] * (count - len(row))] for row in as_numpy(rows)]
+        return as_numpy(value), nested(padded, count)
 
 
 def _analytic(tape: Any, tensor: Any, batched: bool) -> Any:
@@ -316,14 +313,3 @@ def _jacobian_function(tape: Any, trainable: list[int], block: int | None) -> Ca
         return value, jax.tree.map(lambda a, b: a + 1j * b, real, imaginary)
 
     return run
-
-
-def _nested(rows: list[list[Any]], count: int) -> Any:
-    """As PennyLane nests: measurements outside, parameters inside, single ones not in tuples."""
-    shaped = [row[0] if count == 1 else tuple(row) for row in rows]
-    return shaped[0] if len(rows) == 1 else tuple(shaped)
-
-
-def _as_numpy(results: Any) -> Any:
-    # Copies, which torch may write to.
-    return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, jax.Array) else leaf, results)
