@@ -290,6 +290,7 @@ def _pair_coefficients(gates: Sequence[Gate], slots: BodySlots) -> Array:
             sign = (-1) ** bin(pair.flip & pair.signs).count("1")
             found = found.conj() * jnp.asarray([1, 1, 1, sign], found.real.dtype)
         built.append(found)
-        order += [i for i, gate in enumerate(gates) if gate in set(members)]
+        chosen = set(members)
+        order += [i for i, gate in enumerate(gates) if gate in chosen]
     back = np.argsort(np.array(order), kind="stable")
     return jnp.concatenate(built)[back]

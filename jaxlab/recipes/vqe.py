@@ -229,13 +229,11 @@ def _minimise(
     begin, advance = _steps(config, problem)
     params = jnp.asarray(problem.start)
     point = _Point(params, begin(problem.operator, params), jnp.zeros(len(params), bool))
-    leaves, structure = jax.tree.flatten(point)
-    restored = folder.restore(like={str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    restored = folder.restore_leaves(like=point)
     first = 0
     if restored is not None:
         first = restored.step + 1
-        kept = [jnp.asarray(restored.tree[str(i)]) for i in range(len(leaves))]
-        point = jax.tree.unflatten(structure, kept)
+        point = jax.tree.map(jnp.asarray, restored.tree)
     exact = problem.exact()
     saved = time.monotonic()
     with progress.stage(config.optimizer, config.steps, unit="steps") as stage:
@@ -254,8 +252,7 @@ def _minimise(
                 break
             point = following
             if time.monotonic() - saved >= _SECONDS_BETWEEN_CHECKPOINTS:
-                leaves = jax.tree.leaves(point)
-                folder.checkpoint(step, {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
+                folder.checkpoint_leaves(step, point)
                 saved = time.monotonic()
     return np.asarray(point.params)
 
