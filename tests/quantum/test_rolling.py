@@ -67,7 +67,9 @@ def test_state_and_gradient_stay_the_same(name):
     program, slots = record(fn, 5, params)
     found, _ = rolled(program, slots, BLOCK)
     assert [part.times for part in found.parts if part.times]
-    np.testing.assert_allclose(simulate(*unrolled(program, slots)), simulate(program, slots), atol=1e-12)
+    psi = simulate(program, slots)
+    assert np.linalg.norm(psi) == pytest.approx(1)
+    np.testing.assert_allclose(simulate(*unrolled(program, slots)), psi, atol=1e-12)
 
     def loss(params, way, diff):
         program, slots = way(*record(fn, 5, params))
