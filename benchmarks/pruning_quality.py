@@ -2,11 +2,12 @@
 
 `acceptance` rows: rows and columns, 8 windows x 512 tokens of curvature a shot, damping 0.1, perplexity on the first 4
 test windows of 512, with the port of the authors' code on the same windows. `element` and `2:4` rows: half of all
-weights in one shot from 8 windows, beside llmcompressor's SparseGPT and Wanda on the same windows. `damping` rows: one
-shot to 10 % from several numbers of calibration tokens, on the validation text and out of domain. `port` rows: 80 and
-70 % of the size in shots of 5 %, ours and the port in step, each re-estimating at its own weights on the same windows.
-`low rank` rows: 20 % in four shots of 16 windows with and without the correction. Every whole run is kept in the
-user's cache (delete it when the code changes): an interrupted benchmark goes on.
+weights in one shot (2:4 also in four, on the same windows) from 8 windows, beside llmcompressor's SparseGPT and Wanda
+on the same windows. `damping` rows: one shot to 10 % from several numbers of calibration tokens, on the validation text
+and out of domain. `port` rows: 80 and 70 % of the size in shots of 5 %, ours and the port in step, each re-estimating
+at its own weights on the same windows. `low rank` rows: 20 % in four shots of 16 windows with and without the
+correction. Every whole run is kept in `results/pruning_runs` (delete it when the code changes): an interrupted
+benchmark goes on, also on another machine.
 """
 
 import dataclasses
@@ -20,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.harness import RESULTS
 from benchmarks.peers import run_peer
 from benchmarks.peers.exchange import linear_weights, with_linear_weights
 from jaxlab import data
-from jaxlab.files import atomic_file, cache_dir
+from jaxlab.files import atomic_file
 from jaxlab.models import Model, evaluate, load, save_hf
 from jaxlab.models import windows as cut
 from jaxlab.pruning.config import SurgeonConfig
@@ -41,6 +43,8 @@ TEXTS = {
 DAMPING_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
 PORT = "port of the authors' code"
 _BASELINES = ("k-obd", "l-obd", "magnitude")
+_HELD_OUT = 4
+"""Further calibration windows, on which each shot chooses its damping where there are several."""
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -48,11 +52,11 @@ def run(quick: bool) -> list[dict[str, Any]]:
     lab = Lab()
     if quick:
         return lab.acceptance(sparsity=0.05, shots=1, limit=None, count=2)
-    rows = lab.acceptance(sparsity=0.1, shots=1, limit=28.0)
+    rows = lab.port()
+    rows += lab.acceptance(sparsity=0.1, shots=1, limit=28.0)
     rows += lab.acceptance(sparsity=0.1, shots=2, limit=27.0)
     rows += lab.acceptance(sparsity=0.2, shots=4, limit=40.5)
-    rows += lab.elements("element") + lab.elements("2:4")
-    return rows + lab.damping() + lab.port() + lab.low_rank()
+    return rows + lab.damping() + lab.elements("element") + lab.elements("2:4") + lab.low_rank()
 
 
 class Lab:
@@ -65,7 +69,7 @@ class Lab:
             name: cut(data.token_ids(text, self.model.tokenizer), CONTEXT)[:count]
             for name, (text, count) in TEXTS.items()
         }
-        self.folder = cache_dir("benchmarks", "pruning_quality")
+        self.folder = RESULTS / "pruning_runs"
 
     def perplexities(self, params: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
         """Of the texts, and of the first four windows of the test text ("first4")."""
@@ -85,17 +89,33 @@ class Lab:
             count: calibration windows of each shot.
             names: texts, see `perplexities`.
             every: 2 measures after every second shot.
+
+        With several `damp_factors` the rows hold the dampings that the shots so far chose.
         """
 
         def measure() -> list[dict[str, Any]]:
-            rows = []
+            rows: list[dict[str, Any]] = []
+            chosen: list[float] = []
 
             def after(state: SurgeonState, report: ShotReport) -> None:
+                if len(config.damp_factors) > 1:
+                    losses = report.held_out_losses
+                    chosen.append(float(f"{config.damp_a * min(losses, key=losses.__getitem__):.3g}"))
                 if report.shot % every == 0:
-                    rows.append({"sparsity": report.sparsity, **self.perplexities(state.params, names)})
+                    found = {"sparsity": report.sparsity, **self.perplexities(state.params, names)}
+                    rows.append(found | ({"dampings": list(chosen)} if chosen else {}))
 
-            windows = self.windows(count * (config.shots if config.fresh else 1))
-            prune(self.model.params, self.model.cfg, windows, config, jax.random.key(0), callback=after)
+            pruned_on = count * (config.shots if config.fresh else 1)
+            windows = self.windows(pruned_on + (_HELD_OUT if len(config.damp_factors) > 1 else 0))
+            prune(
+                self.model.params,
+                self.model.cfg,
+                windows[:pruned_on],
+                config,
+                jax.random.key(0),
+                callback=after,
+                held_out=windows[pruned_on:],
+            )
             return rows
 
         key = {"config": dataclasses.asdict(config), "count": count, "texts": names}
@@ -199,8 +219,10 @@ class Lab:
             "sparsegpt": {"method": "sparsegpt", "damp_a": 0.01, "allocation": "uniform"},
             "wanda": {"method": "wanda"},
         }
+        if structure != "element":
+            variants["surgeon, four shots"] = {"shots": 4, "fresh": False}
         for name, options in variants.items():
-            config = SurgeonConfig(sparsity=0.5, shots=1, structure=structure, **options)
+            config = SurgeonConfig(**{"sparsity": 0.5, "shots": 1, "structure": structure, **options})
             last = self.shots(config, count, names)[-1]
             rows.append({"part": part, "method": name, "damping": config.damp_a, **row(last)})
         for method in ("sparsegpt", "wanda"):
@@ -249,4 +271,6 @@ class Lab:
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
     """Five digits of each figure."""
-    return {name: float(f"{value:.5g}") for name, value in found.items()}
+    return {
+        name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in found.items()
+    }
