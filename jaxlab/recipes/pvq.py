@@ -18,18 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab import data
-from jaxlab.errors import InputError, ResourceError
+from jaxlab.errors import InputError
 from jaxlab.files import atomic_file
-from jaxlab.models import Model, describe, evaluate, forward, load, logits, stack_padded, windows
+from jaxlab.models import Model, forward, load, logits, stack_padded, windows
 from jaxlab.models.comparison import compare
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
-from jaxlab.models.loading import parameter_count, pruned_from
-from jaxlab.models.safetensors_weights import WEIGHTS
+from jaxlab.models.loading import pruned_from
 from jaxlab.models.validation import layer_shapes
 from jaxlab.progress import Progress
 from jaxlab.quantization.expansion import expand_params
-from jaxlab.quantization.format import bits_on_disk, read_tensors, save_quantized, write_tensors
+from jaxlab.quantization.format import read_tensors, save_quantized, write_tensors
 from jaxlab.quantization.model import (
     QuantizedLayer,
     QuantizedTensor,
@@ -45,9 +44,11 @@ from jaxlab.quantization.pvq import PVQTensor
 from jaxlab.quantization.scalar import ScalarGrid, ScalarSpec, quantize_scalar
 from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
 from jaxlab.quantization.tuning import tune, tuned_norm, tuned_tensor
+from jaxlab.recipes import pvq_report
+from jaxlab.recipes.pvq_report import METHODS, table
 from jaxlab.runs import RunFolder
 
-METHODS = ("rtn", "gptq", "pvq")
+__all__ = ["METHODS", "PRESETS", "Config", "run", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,42 +222,13 @@ def run(
             difference = _reload_difference(directory, dense["pvq"], cfg, test)
             dense = {method: stack_padded(one, cfg)[0] for method, one in dense.items()}
         nll, kl = _compare(work, dense)
-        summary = _summary(work, layers, directory, nll, kl) | {"reload_max_logit_difference": difference}
-        summary |= _original(work)
-        _figures(work, layers, nll)
+        summary = pvq_report.summary(config.model, layers, directory, nll, kl) | {
+            "reload_max_logit_difference": difference
+        }
+        summary |= pvq_report.original(config.model, test, work.shapes(), progress)
+        pvq_report.figures(folder, config.model, layers, nll)
         shutil.rmtree(folder.artefact(_PARTIAL), ignore_errors=True)
         return folder.finish(summary)
-
-
-def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that the command line prints at the end."""
-    base = {
-        "model": summary["model"],
-        "bits/weight": "",
-        "perplexity": f"{summary['ppl_base']:.3f}",
-        "x base": "",
-        "KL (nats)": "",
-    }
-    rows = [base]
-    if "original" in summary:
-        rows = [base | {"model": summary["original"], "perplexity": f"{summary['ppl_original']:.3f}"}]
-        rows.append(base | {"model": "pruned"})
-        for row, which in zip(rows, ("original", "pruned"), strict=True):
-            row["MB"] = f"{summary[f'bytes_{which}'] / 1e6:.1f}"
-    for method, label in zip(METHODS, ("round to nearest", "GPTQ, rotated", "PVQ"), strict=True):
-        ratio = summary[f"ppl_{method}"] / summary["ppl_base"]
-        rows.append(
-            {
-                "model": label,
-                "bits/weight": f"{summary[f'bits_{method}']:.3f}",
-                "perplexity": f"{summary[f'ppl_{method}']:.3f}",
-                "x base": f"{ratio:.4f}",
-                "KL (nats)": f"{summary[f'kl_{method}']:.4f}",
-            }
-        )
-    if "original" in summary:
-        rows[-1]["MB"] = f"{summary['file_bytes'] / 1e6:.1f}"
-    return rows
 
 
 def _windows(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -523,101 +495,3 @@ def _compare(work: _Work, dense: dict[str, dict[str, Any]]) -> tuple[np.ndarray,
             ppl = np.exp(nll.mean(axis=(0, 2), dtype=np.float64))
             stage.advance(window.size, base=ppl[0], pvq=ppl[-1])
     return np.stack([one for one, _ in scored]), np.stack([one for _, one in scored])
-
-
-def _summary(
-    work: _Work, layers: dict[str, list[QuantizedLayer]], directory: Path, nll: np.ndarray, kl: np.ndarray
-) -> dict[str, Any]:
-    config = work.config
-    mean_nll = nll.mean(axis=2, dtype=np.float64)
-    ppl = np.exp(mean_nll.mean(axis=0))
-    summary: dict[str, Any] = {
-        "model": config.model,
-        "bits_per_weight": bits_on_disk(directory),
-        "file_bytes": (directory / WEIGHTS).stat().st_size,
-        "test_tokens": int(nll[:, 0].size),
-        "ppl_base": float(ppl[0]),
-    }
-    for number, method in enumerate(METHODS, start=1):
-        tensors = [tensor for layer in layers[method] for tensor in layer.tensors.values()]
-        increase, increase_error = _paired(mean_nll[:, number] - mean_nll[:, 0])
-        over_pvq, over_pvq_error = _paired(mean_nll[:, number] - mean_nll[:, len(METHODS)])
-        summary |= {
-            f"ppl_{method}": float(ppl[number]),
-            f"kl_{method}": float(kl[:, number].mean(dtype=np.float64)),
-            f"bits_{method}": 8 * sum(t.nbytes for t in tensors) / sum(math.prod(t.shape) for t in tensors),
-            f"nll_increase_{method}": increase,
-            f"nll_increase_standard_error_{method}": increase_error,
-            f"nll_over_pvq_{method}": over_pvq,
-            f"nll_over_pvq_standard_error_{method}": over_pvq_error,
-        }
-    return summary
-
-
-def _original(work: _Work) -> dict[str, Any]:
-    """Of the model before pruning, and of the pruned one that it became; nothing where none is on record."""
-    source = pruned_from(work.config.model)
-    if source is None:
-        return {}
-    try:
-        original = load(source)
-    except (InputError, ResourceError) as error:
-        work.progress.note(f"the model before pruning is left out, since it cannot be loaded: {error}")
-        return {}
-    with work.progress.stage(f"perplexity of {source}", work.test.size, unit="tokens") as stage:
-        found = evaluate(
-            original.params,
-            original.cfg,
-            work.test,
-            progress=lambda done, total, ppl: stage.advance(work.test.shape[1], ppl=ppl),
-        )
-    return {
-        "original": source,
-        "ppl_original": found.ppl,
-        "bytes_original": 4 * parameter_count(original.cfg),
-        "bytes_pruned": describe(work.config.model).file_bytes,
-        "linear_weights_original": _matrix_sizes(original.cfg),
-        "linear_weights": sum(map(math.prod, work.shapes().values())),
-    }
-
-
-def _matrix_sizes(cfg: ModelConfig) -> int:
-    shapes = [layer_shapes(cfg, layer)[name] for layer in range(cfg.num_layers) for name in LINEARS]
-    return sum(map(math.prod, shapes))
-
-
-def _paired(differences: np.ndarray) -> tuple[float, float | None]:
-    """Mean of paired differences over test windows, and its standard error (None for one window)."""
-    if len(differences) < 2:
-        return float(differences.mean()), None
-    return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
-
-
-def _figures(work: _Work, layers: dict[str, list[QuantizedLayer]], nll: np.ndarray) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    mean_nll = nll.mean(axis=2, dtype=np.float64)
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for number, method in enumerate(METHODS, start=1):
-        axes.plot(mean_nll[:, number] - mean_nll[:, 0], marker="o", label=method)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="test window", ylabel="increase of the mean NLL (nats/token)", title=work.config.model)
-    axes.legend()
-    work.folder.save_figure("nll_increase", figure)
-    plt.close(figure)
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4))
-    for name in LINEARS:
-        tensors = [layer.tensors[name] for layer in layers["pvq"]]
-        axes[0].plot([8 * t.nbytes / math.prod(t.shape) for t in tensors], label=name)
-        axes[1].plot([layer.output_sqnr[name] for layer in layers["pvq"]], label=name)
-    axes[0].set(xlabel="layer", ylabel="real bits per weight", title="where PVQ spends its bits")
-    axes[1].set(
-        xlabel="layer", ylabel="output signal over noise (dB)", title="and how well each output is met"
-    )
-    axes[1].legend(ncol=2)
-    work.folder.save_figure("layers", figure)
-    plt.close(figure)

@@ -7,7 +7,6 @@ are compared with the original.
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,13 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxlab
 from jaxlab import data
 from jaxlab.errors import InputError
-from jaxlab.files import atomic_file
 from jaxlab.models import Model, evaluate, forward, load, logits, save_hf, stack_padded, windows
 from jaxlab.models.linear import LINEARS
-from jaxlab.models.loading import describe, parameter_count, pruned_from
+from jaxlab.models.loading import pruned_from
 from jaxlab.models.saving import layout_note
 from jaxlab.parallel import make_mesh
 from jaxlab.progress import Progress
@@ -30,9 +27,13 @@ from jaxlab.pruning.closure import close, gather_model
 from jaxlab.pruning.config import UNITS, SurgeonConfig
 from jaxlab.pruning.coupled import remove_units, units_of
 from jaxlab.pruning.low_rank import LowRank
-from jaxlab.pruning.masks import Lines, check_pruned, linear_parameters, removed_parameters, sparsity_of
+from jaxlab.pruning.masks import Lines, check_pruned, removed_parameters
 from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune
+from jaxlab.recipes import surgeon_report
+from jaxlab.recipes.surgeon_report import Exported, table
 from jaxlab.runs import RunFolder
+
+__all__ = ["PRESETS", "Config", "run", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,26 +205,9 @@ def run(
         _warn_of_few_tokens(work)
         state, reports = _shots(work)
         exported = _export(work, state)
-        summary = _summary(work, state, exported)
-        _figures(work, reports, summary)
+        summary = surgeon_report.summary(config, model, state, exported, test, progress)
+        surgeon_report.figures(folder, config, model, reports, summary["sparsity"])
         return folder.finish(summary)
-
-
-def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that the command line prints at the end."""
-    rows = []
-    for label, which in (("original", "base"), ("pruned", "pruned")):
-        before = which == "base"
-        rows.append(
-            {
-                "model": f"{summary['model']}, {label}",
-                "perplexity": f"{summary[f'ppl_{which}']:.3f}",
-                "parameters": f"{summary['params_before' if before else 'params_after']:,}",
-                "MB": f"{summary['bytes_before' if before else 'bytes_after'] / 1e6:.1f}",
-                "forward": "1.00 x" if before else f"{summary['forward_speedup']:.2f} x",
-            }
-        )
-    return rows
 
 
 def _texts(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -341,17 +325,7 @@ def _restored(tree: dict[str, Any]) -> SurgeonState:
     return SurgeonState(tree["params"], masks, tree["shot"], jax.random.wrap_key_data(tree["key"]))
 
 
-class _Exported(NamedTuple):
-    """The saved model and how it was checked."""
-
-    layout: str
-    directory: Path
-    closure_parameters: int
-    difference: float
-    speedup: float
-
-
-def _export(work: _Work, state: SurgeonState) -> _Exported:
+def _export(work: _Work, state: SurgeonState) -> Exported:
     config, model = work.config, work.model
     masks, params, cfg, gained = state.masks, state.params, model.cfg, 0
     by_lines = not config.pruning().elementwise
@@ -384,11 +358,11 @@ def _export(work: _Work, state: SurgeonState) -> _Exported:
         difference = float(jnp.max(jnp.abs(one - other)))
         timed = np.resize(work.test, (1, min(_TIMED_TOKENS, model.cfg.max_positions)))
         speedup = _speedup(model, reloaded, jnp.asarray(timed))
-        _report(work, state, masks, directory)
+        surgeon_report.report(work.folder, config, masks)
     note = layout_note(layout)
     if note:
         work.progress.note(note)
-    return _Exported(layout, directory, gained, difference, speedup)
+    return Exported(layout, directory, gained, difference, speedup)
 
 
 def _absolute(source: str) -> str:
@@ -414,106 +388,3 @@ def _speedup(model: Model, pruned: Model, tokens: jax.Array) -> float:
             if repetition:
                 seconds[which].append(time.perf_counter() - start)
     return float(np.median(seconds[0]) / np.median(seconds[1]))
-
-
-def _report(work: _Work, state: SurgeonState, masks: Any, directory: Path) -> None:
-    """What is left of every matrix, beside the saved model."""
-    kept = {}
-    for name in LINEARS:
-        mask = masks[name]
-        if isinstance(mask, Lines):
-            kept[name] = {
-                "rows": np.sum(~np.asarray(mask.rows), 1),
-                "columns": np.sum(~np.asarray(mask.columns), 1),
-            }
-        else:
-            kept[name] = {"elements": np.sum(~np.asarray(mask), (1, 2))}
-    report = {
-        "jaxlab": jaxlab.__version__,
-        "jax": jax.__version__,
-        "config": dataclasses.asdict(work.config),
-        "kept": {name: {what: one.tolist() for what, one in parts.items()} for name, parts in kept.items()},
-        "shots": [row for row in work.folder.metrics() if "step" in row],
-    }
-    with atomic_file(work.folder.artefact("surgeon_report.json")) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def _summary(work: _Work, state: SurgeonState, exported: _Exported) -> dict[str, Any]:
-    config, model = work.config, work.model
-    nll = []
-    with work.progress.stage("perplexity", 2 * work.test.size, unit="tokens") as stage:
-        for params in (model.params, state.params):
-            result = evaluate(
-                params,
-                model.cfg,
-                work.test,
-                progress=lambda done, total, ppl: stage.advance(work.test.shape[1], ppl=ppl),
-            )
-            nll.append(result.window_nll)
-    increase = nll[1] - nll[0]
-    error = float(increase.std(ddof=1) / np.sqrt(len(increase))) if len(increase) > 1 else None
-    before = linear_parameters(model.params)
-    removed = sum(int(count.sum()) for count in removed_parameters(state.params, state.masks).values())
-    file_bytes = sum(file.stat().st_size for file in exported.directory.glob("*.safetensors"))
-    described = describe(exported.directory)
-    return {
-        "model": config.model,
-        "method": config.method,
-        "structure": config.structure,
-        "shots": config.shots,
-        "layout": exported.layout,
-        "ppl_base": float(np.exp(nll[0].mean())),
-        "ppl_pruned": float(np.exp(nll[1].mean())),
-        "nll_increase": float(increase.mean()),
-        "nll_increase_standard_error": error,
-        "test_tokens": int(work.test.size - len(work.test)),
-        "sparsity": sparsity_of(state.params, state.masks),
-        "linear_params_before": before,
-        "linear_params_pruned": removed,
-        "linear_params_removed_by_closure": exported.closure_parameters,
-        "params_before": parameter_count(model.cfg),
-        "params_after": described.parameters,
-        "bytes_before": 4 * parameter_count(model.cfg),
-        "bytes_after": file_bytes,
-        "forward_speedup": exported.speedup,
-        "reload_max_logit_difference": exported.difference,
-    }
-
-
-def _figures(work: _Work, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    layers = work.model.params["layers"]
-    figure, axes = plt.subplots(figsize=(9, 4))
-    base = np.zeros(work.model.cfg.num_layers)
-    total = sum(layers[name][0].size for name in LINEARS)
-    for name in LINEARS:
-        share = np.asarray(rows[-1][f"removed_{name}"]) / total
-        axes.bar(np.arange(len(share)), share, bottom=base, label=name)
-        base += share
-    axes.set(
-        xlabel="layer",
-        ylabel="share of the block's parameters removed",
-        title=f"{work.config.model}, {work.config.method}, {work.config.structure}, {summary['sparsity']:.0%}",
-    )
-    axes.legend(ncol=4)
-    work.folder.save_figure("removed", figure)
-    plt.close(figure)
-
-    followed = [(1 - row["sparsity"], row["ppl_valid"]) for row in rows if "ppl_valid" in row]
-    if followed:
-        figure, axes = plt.subplots(figsize=(6, 4))
-        axes.plot(*zip(*followed, strict=True), marker="o")
-        axes.set(
-            xlabel="share of the blocks' parameters left",
-            ylabel=f"perplexity on {work.config.valid}",
-            title=f"{work.config.model}, {work.config.method}, {work.config.structure}",
-        )
-        axes.invert_xaxis()
-        axes.grid(alpha=0.3)
-        work.folder.save_figure("shots", figure)
-        plt.close(figure)
