@@ -8,7 +8,9 @@ domain (`moby`). Every whole run is kept (see `pruning_quality`): an interrupted
 
 from typing import Any
 
+from benchmarks import harness
 from benchmarks.pruning_quality import TEXTS, Lab, row
+from jaxlab.files import atomic_file
 from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.low_rank import LowRank
 
@@ -26,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """A row for each method and size."""
+    """A row for each method and size; the figure goes to `results/pruning_sizes.png`."""
     lab = Lab()
     shots, count = (2, 1) if quick else (10, 16)
     sizes = (0.95, 0.9) if quick else SIZES
@@ -35,4 +37,28 @@ def run(quick: bool) -> list[dict[str, Any]]:
         config = SurgeonConfig(sparsity=1 - sizes[-1], shots=shots, **options)
         found = lab.shots(config, count, tuple(TEXTS), every=shots // len(sizes))
         rows += [{"size": size, "method": name, **row(one)} for size, one in zip(sizes, found, strict=True)]
+    if not quick:
+        _figure(rows)
     return rows
+
+
+def _figure(rows: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+    for axis, text in zip(axes, ("test", "moby"), strict=True):
+        for method in VARIANTS:
+            points = [(row["size"], row[text]) for row in rows if row["method"] == method]
+            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+        axis.set(xlabel="share of the blocks' parameters left", yscale="log", title=f"SmolLM2-135M, {text}")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("perplexity")
+    axes[0].set_ylim(top=1e4)
+    axes[0].legend()
+    with atomic_file(harness.RESULTS / "pruning_sizes.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+    plt.close(figure)
