@@ -38,8 +38,8 @@ def hadamard_transform(x: jax.Array, *, inverse: bool = False) -> jax.Array:
     n = x.shape[-1]
     m, p = factors(n)
     inner = min(range(p + 1), key=lambda bits: m * 2 ** (p - bits) + 2**bits)
-    left = np.kron(_base(m), _base(2 ** (p - inner)))
-    right = _base(2**inner)  # symmetric
+    left = np.kron(base_matrix(m), base_matrix(2 ** (p - inner)))
+    right = base_matrix(2**inner)  # symmetric
     if inverse:
         left = left.T
     y = x.reshape(-1, len(left), len(right))
@@ -81,7 +81,7 @@ def factors(n: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _base(m: int) -> np.ndarray:
+def base_matrix(m: int) -> np.ndarray:
     """The orthonormal factor of order m, float64[m, m]."""
     if m & (m - 1) == 0:
         matrix = np.ones((1, 1))

@@ -61,17 +61,18 @@ class _Form(NamedTuple):
     size: int
 
 
-def prepare(segments: Sequence[Segment], slots: BodySlots, n: int) -> tuple[Prepared, ...]:
-    """What all segments of a body on n wires need."""
-    own = build(segments, slots)
+def prepare(segments: Sequence[Segment], operands: Sequence[Operand], n: int) -> tuple[Prepared, ...]:
+    """What all segments of a body on n wires need; operands from `build`."""
     return tuple(
-        Prepared(one, _following(segment, one, n)) for segment, one in zip(segments, own, strict=True)
+        Prepared(one, _following(segment, one, n)) for segment, one in zip(segments, operands, strict=True)
     )
 
 
-def prepare_layers(variants: Sequence[Sequence[Segment]], slots: BodySlots, n: int) -> tuple[Prepared, ...]:
-    """`prepare` of layers that differ in permutations only; slots have a leading axis for them."""
-    made = jax.vmap(lambda own: prepare(variants[0], own, n))(slots)
+def prepare_layers(
+    variants: Sequence[Sequence[Segment]], operands: Sequence[Operand], n: int
+) -> tuple[Prepared, ...]:
+    """`prepare` of layers that differ in permutations only; operands have a leading axis for them."""
+    made = jax.vmap(lambda own: prepare(variants[0], own, n))(tuple(operands))
     found = []
     for one, layers in zip(made, zip(*variants, strict=True), strict=True):
         if isinstance(layers[0], Monomial) and len(set(layers)) > 1:

@@ -20,6 +20,11 @@ from jaxlab.kernels.statevector import pauli_sum as kernel
 MOST_WIRES = 30
 """A mask and the index of an amplitude are int32."""
 
+_FEWEST_X_WORDS = 6
+"""Words of X alone that are worth a Hadamard gate on every wire, and another one behind."""
+
+_Operator: TypeAlias = kernel.Words | kernel.Tables | kernel.Split
+
 Term: TypeAlias = tuple[Any, str, Sequence[int]]
 """Coefficient, letters of IXYZ, and the wire of each letter."""
 
@@ -426,7 +431,7 @@ def _kernel_words(hamiltonian: PauliSum) -> kernel.Words:
     return kernel.Words(*(jnp.asarray(part) for part in (hamiltonian.x, hamiltonian.z, hamiltonian.c)))
 
 
-def _operator(hamiltonian: PauliSum | PauliTables, psi: Array) -> kernel.Words | kernel.Tables:
+def _operator(hamiltonian: PauliSum | PauliTables, psi: Array) -> _Operator:
     if isinstance(hamiltonian, PauliTables):
         size = hamiltonian.values.shape[-1]
     else:
@@ -442,11 +447,35 @@ def _operator(hamiltonian: PauliSum | PauliTables, psi: Array) -> kernel.Words |
         raise InputError(
             f"the sum's coefficients have shape {hamiltonian.c.shape}; a stacked sum must be mapped over"
         )
-    return _kernel_words(hamiltonian)
+    return _split(hamiltonian)
 
 
-def _real(operator: kernel.Words | kernel.Tables) -> kernel.Words | kernel.Tables:
-    if jnp.iscomplexobj(operator[-1]):
+def _split(hamiltonian: PauliSum) -> _Operator:
+    """The words of Z alone and, where they are many, those of X alone, apart from the others: as two diagonals."""
+    if any(isinstance(mask, jax.core.Tracer) for mask in (hamiltonian.x, hamiltonian.z)):
+        return _kernel_words(hamiltonian)
+    x, z, c = np.asarray(hamiltonian.x), np.asarray(hamiltonian.z), jnp.asarray(hamiltonian.c)
+    of_z = x == 0
+    of_x = ~of_z & ~np.any(z, axis=1)
+    if np.sum(of_x) < _FEWEST_X_WORDS:
+        of_x[:] = False
+    others = ~(of_z | of_x)
+    if np.all(others) or (len(x) == 1 and not np.any(of_x)):
+        return _kernel_words(hamiltonian)
+
+    def diagonal(masks: np.ndarray, own: Array) -> kernel.Words:
+        return kernel.Words(jnp.zeros(1, jnp.int32), jnp.asarray(masks.reshape(1, -1)), own.reshape(1, -1))
+
+    return kernel.Split(
+        diagonal(z[of_z], c[of_z]) if np.any(of_z) else None,
+        # of such a row all words are one
+        diagonal(x[of_x], c[of_x].sum(axis=1)) if np.any(of_x) else None,
+        kernel.Words(jnp.asarray(x[others]), jnp.asarray(z[others]), c[others]) if np.any(others) else None,
+    )
+
+
+def _real(operator: _Operator) -> _Operator:
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(operator)):
         raise InputError(
             "the sum has complex coefficients; an expectation value needs real ones (a Hermitian sum)"
         )

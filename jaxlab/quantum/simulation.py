@@ -28,7 +28,7 @@ from jaxlab.quantum.operands import (
     prepare,
     prepare_layers,
 )
-from jaxlab.quantum.recording import CHANNEL, BodySlots, Part, Program, Slots, record
+from jaxlab.quantum.recording import CHANNEL, BodySlots, Program, Slots, record
 from jaxlab.quantum.rolling import rolled
 
 Differentiation = Literal["adjoint", "backprop"]
@@ -176,32 +176,48 @@ def _cast(slots: Slots, dtype: Any) -> Slots:
     )
 
 
+class _Lowered(NamedTuple):
+    """A part as segments; of a repeated one those of every layer, which differ in permutations only."""
+
+    n: int
+    layers: tuple[tuple[Segment, ...], ...]
+    repeated: bool
+
+    def build(self, slots: BodySlots) -> tuple[Operand, ...]:
+        """The operands, for all layers at once, so that their loop has few operations."""
+        make = functools.partial(build, self.layers[0])
+        return (jax.vmap(make) if self.repeated else make)(slots)
+
+    def prepare(self, operands: tuple[Operand, ...]) -> tuple[Prepared, ...]:
+        """What follows from them."""
+        if self.repeated:
+            return prepare_layers(self.layers, operands, self.n)
+        return prepare(self.layers[0], operands, self.n)
+
+    def run(self, psi: Array, prepared: tuple[Prepared, ...]) -> Array:
+        """The state after the part."""
+        run = functools.partial(_run, self.layers[0], self.n)
+        if not self.repeated:
+            return run(psi, prepared)
+        return jax.lax.scan(lambda psi, layer: (run(psi, layer), None), psi, prepared)[0]
+
+
+def _lowered(settings: _Settings) -> list[_Lowered]:
+    program = settings.program
+    return [
+        _Lowered(
+            program.n,
+            tuple(lower(body, program.n, settings.block) for body in part.variants or (part.body,)),
+            part.times is not None,
+        )
+        for part in program.parts
+    ]
+
+
 def _forward(settings: _Settings, slots: Slots, psi: Array) -> Array:
-    n = settings.program.n
-    for part, own in zip(settings.program.parts, slots, strict=True):
-        segments, prepared = _prepared(part, settings, own)
-        run = functools.partial(_run, segments, n)
-        if part.times is None:
-            psi = run(psi, prepared)
-        else:
-            psi, _ = jax.lax.scan(functools.partial(_one_layer, run), psi, prepared)
+    for part, own in zip(_lowered(settings), slots, strict=True):
+        psi = part.run(psi, part.prepare(part.build(own)))
     return psi
-
-
-def _one_layer(run: Callable[..., Array], psi: Array, prepared: tuple[Prepared, ...]) -> tuple[Array, None]:
-    return run(psi, prepared), None
-
-
-def _prepared(
-    part: Part, settings: _Settings, slots: BodySlots
-) -> tuple[tuple[Segment, ...], tuple[Prepared, ...]]:
-    """Segments of a part, and what they need: for all layers at once, so that their loop has few operations."""
-    n = settings.program.n
-    segments = lower(part.body, n, settings.block)
-    if part.times is None:
-        return segments, prepare(segments, slots, n)
-    variants = [lower(body, n, settings.block) for body in part.variants or (part.body,)]
-    return segments, prepare_layers(variants, slots, n)
 
 
 def _run(segments: tuple[Segment, ...], n: int, psi: Array, prepared: tuple[Prepared, ...]) -> Array:
@@ -265,27 +281,33 @@ def _adjoint(settings: _Settings, slots: Slots, psi: Array) -> Array:
     return _forward(settings, slots, psi)
 
 
-def _adjoint_forward(settings: _Settings, slots: Slots, psi: Array) -> tuple[Array, tuple[Slots, Array]]:
-    # The undecorated function: with the decorated one jax.hessian would raise.
-    psi = _forward(settings, slots, psi)
-    return psi, (slots, psi)
+_Kept = tuple[tuple[tuple[Prepared, ...], Callable[..., Any]], ...]
+"""Of every part what its segments need, and how to pull the gradients of operands back; small beside a state."""
+
+
+def _adjoint_forward(settings: _Settings, slots: Slots, psi: Array) -> tuple[Array, tuple[_Kept, Array]]:
+    # Nothing here may be decorated: jax.hessian would raise.
+    kept = []
+    for part, own in zip(_lowered(settings), slots, strict=True):
+        operands, pull = jax.vjp(part.build, own)
+        prepared = part.prepare(operands)
+        psi = part.run(psi, prepared)
+        kept.append((prepared, pull))
+    return psi, (tuple(kept), psi)
 
 
 def _adjoint_backward(
-    settings: _Settings, kept: tuple[Slots, Array], cotangent: Array
+    settings: _Settings, kept: tuple[_Kept, Array], cotangent: Array
 ) -> tuple[Slots, Array]:
-    slots, psi = kept
-    after, n = cotangent.conj(), settings.program.n
+    of_parts, psi = kept
+    after = cotangent.conj()
     found: list[BodySlots] = []
-    for part, own in zip(reversed(settings.program.parts), reversed(slots), strict=True):
-        segments, prepared = _prepared(part, settings, own)
-        back, make = functools.partial(_undo_body, segments, n), functools.partial(build, segments)
-        if part.times is None:
-            (after, psi), gradients = back((after, psi), prepared)
-        else:
+    for part, (prepared, pull) in zip(reversed(_lowered(settings)), reversed(of_parts), strict=True):
+        back = functools.partial(_undo_body, part.layers[0], part.n)
+        if part.repeated:
             (after, psi), gradients = jax.lax.scan(back, (after, psi), prepared, reverse=True)
-            make = jax.vmap(make)
-        _, pull = jax.vjp(make, own)
+        else:
+            (after, psi), gradients = back((after, psi), prepared)
         found += pull(gradients)
     return tuple(reversed(found)), after.conj()
 

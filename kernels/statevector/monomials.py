@@ -6,9 +6,8 @@ a mask factorise, and so does the XOR of the columns of A. States are complex [2
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,10 +103,21 @@ def _signs(masks: Sequence[int], chosen: list[int], n: int, dtype: jnp.dtype) ->
     return halves[0], halves[1]
 
 
+@jax.custom_jvp
 def waves(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine. As a loop of two steps XLA does not fuse it into what would compute it anew for every use."""
-    both = jax.lax.map(lambda back: jnp.cos(phase - back), jnp.asarray([0.0, math.pi / 2], phase.dtype))
-    return both[0], both[1]
+    """Cosine and sine of real phases, which XLA on a CPU does not compute anew for every use.
+
+    It would fuse them into whatever uses them; behind a matrix product, here with the identity, it cannot.
+    """
+    both = jnp.stack([jnp.cos(phase), jnp.sin(phase)])
+    kept = jnp.tensordot(jnp.eye(2, dtype=phase.dtype), both, axes=1, precision=_HIGHEST)
+    return kept[0], kept[1]
+
+
+@waves.defjvp
+def _waves_derivative(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
+    cosine, sine = waves(*primals)
+    return (cosine, sine), (-sine * tangents[0], cosine * tangents[0])
 
 
 def side_factors(coefficients: jax.Array, masks: Sequence[int], n: int) -> tuple[jax.Array, ...]:

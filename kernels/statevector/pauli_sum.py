@@ -13,10 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxlab.kernels.hadamard import base_matrix
+from jaxlab.kernels.statevector import blocks
 from jaxlab.kernels.statevector.monomials import parity
 
 WIDTH = 8
 """Words in a row. Of 1 to 16, 6 to 8 were fastest on the sums of LiH, H2O and N2 (x86 CPU, complex128)."""
+
+_HADAMARD_WIRES = 4
+"""Of one matrix, where Hadamard gates are on all wires."""
 
 _TILE_BITS = 13
 """Amplitudes that a CPU goes through all rows with at once: they and a diagonal stay in its second-level cache, which
@@ -46,7 +51,22 @@ class Tables(NamedTuple):
     values: jax.Array
 
 
+class Split(NamedTuple):
+    """A sum in three parts, any of which may be missing: two diagonal in a basis of product states, and others.
+
+    A diagonal part is one row with x = 0, however many words it has: `of_z` those of Z alone; `of_x` those of X alone,
+    written as what they become behind a Hadamard gate on every wire.
+    """
+
+    of_z: Words | None
+    of_x: Words | None
+    others: Words | None
+
+
 Operator = TypeVar("Operator", Words, Tables)
+"""In rows."""
+
+AnyOperator = TypeVar("AnyOperator", Words, Tables, Split)
 
 
 def tables(words: Words, n: int) -> Tables:
@@ -55,7 +75,7 @@ def tables(words: Words, n: int) -> Tables:
     return Tables(words.x, _odd(words), values)
 
 
-def apply_sum(psi: jax.Array, operator: Operator) -> jax.Array:
+def apply_sum(psi: jax.Array, operator: AnyOperator) -> jax.Array:
     """H psi. Reverse-mode derivatives only, in psi and in the coefficients.
 
     Args:
@@ -68,7 +88,7 @@ def apply_sum(psi: jax.Array, operator: Operator) -> jax.Array:
     return _over_batch(_linear, psi, _checked(psi, operator))
 
 
-def expectation(psi: jax.Array, operator: Operator) -> jax.Array:
+def expectation(psi: jax.Array, operator: AnyOperator) -> jax.Array:
     """<psi|H|psi> of real coefficients, [...]; derivatives in all modes, in psi and in the coefficients.
 
     The gradient in psi is 2 H psi, which the value has already: it costs no further pass.
@@ -80,12 +100,14 @@ def expectation(psi: jax.Array, operator: Operator) -> jax.Array:
     Raises:
       ValueError: a shape or dtype does not fit.
     """
-    if jnp.iscomplexobj(operator[-1]):
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(operator)):
         raise ValueError("the coefficients are complex; an expectation value needs real ones")
     return _over_batch(_expectation, psi, _checked(psi, operator))
 
 
-def _checked(psi: jax.Array, operator: Operator) -> Operator:
+def _checked(psi: jax.Array, operator: AnyOperator) -> AnyOperator:
+    if isinstance(operator, Split):
+        return Split(*(None if part is None else _checked(psi, part) for part in operator))
     size = psi.shape[-1] if psi.ndim else 0
     if size < 2 or size & (size - 1) or not jnp.iscomplexobj(psi):
         raise ValueError(
@@ -106,54 +128,105 @@ def _checked(psi: jax.Array, operator: Operator) -> Operator:
     return type(operator)(x, middle, coefficients.astype(dtype))
 
 
-def _over_batch(function: Any, psi: jax.Array, operator: Operator) -> jax.Array:
+def _over_batch(function: Any, psi: jax.Array, operator: AnyOperator) -> jax.Array:
     for _ in range(psi.ndim - 1):
         function = jax.vmap(function, in_axes=(0, None))
     return function(psi, operator)
 
 
 @jax.custom_vjp
-def _linear(psi: jax.Array, operator: Operator) -> jax.Array:
+def _linear(psi: jax.Array, operator: AnyOperator) -> jax.Array:
     return _apply(psi, operator)
 
 
-def _linear_forward(psi: jax.Array, operator: Operator) -> tuple[jax.Array, tuple[jax.Array, Operator]]:
+def _linear_forward(psi: jax.Array, operator: AnyOperator) -> tuple[jax.Array, tuple[jax.Array, AnyOperator]]:
     return _apply(psi, operator), (psi, operator)
 
 
-def _linear_backward(kept: tuple[jax.Array, Operator], ct: jax.Array) -> tuple[jax.Array, Any]:
+def _linear_backward(kept: tuple[jax.Array, AnyOperator], ct: jax.Array) -> tuple[jax.Array, Any]:
     psi, operator = kept
-    of_coefficients = _coefficient_cotangent(ct, psi, operator)
-    return _apply(ct, operator, transpose=True), type(operator)._make((None, None, of_coefficients))
+    return _apply(ct, operator, transpose=True), _operator_cotangent(ct, psi, operator)
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
 
 
 @jax.custom_jvp
-def _expectation(psi: jax.Array, operator: Operator) -> jax.Array:
+def _expectation(psi: jax.Array, operator: AnyOperator) -> jax.Array:
     return jnp.real(jnp.vdot(psi, _apply(psi, operator)))
 
 
 @functools.partial(_expectation.defjvp, symbolic_zeros=True)
 def _expectation_derivative(
-    primals: tuple[jax.Array, Operator], tangents: tuple[Any, Any]
+    primals: tuple[jax.Array, AnyOperator], tangents: tuple[Any, Any]
 ) -> tuple[jax.Array, jax.Array]:
     psi, operator = primals
-    of_psi, of_coefficients = tangents[0], tangents[1][-1]
     # Not `_linear`, of which a Hessian would need the forward derivative.
     applied = _apply(psi, operator)
     value = jnp.real(jnp.vdot(psi, applied))
     slope = jnp.zeros_like(value)
-    if type(of_psi) is not jax.custom_derivatives.SymbolicZero:
-        slope += 2 * jnp.real(jnp.vdot(applied, of_psi))
-    if type(of_coefficients) is not jax.custom_derivatives.SymbolicZero:
-        slope += jnp.sum(_coefficient_cotangent(psi.conj(), psi, operator) * of_coefficients)
+    if not _is_zero(tangents[0]):
+        slope += 2 * jnp.real(jnp.vdot(applied, tangents[0]))
+    if not all(map(_is_zero, _coefficients(tangents[1]))):
+        slopes = _coefficients(_operator_cotangent(psi.conj(), psi, operator))
+        for of_coefficient, tangent in zip(slopes, _coefficients(tangents[1]), strict=True):
+            if not _is_zero(tangent):
+                slope += jnp.sum(of_coefficient * tangent)
     return value, slope
 
 
+def _is_zero(tangent: Any) -> bool:
+    return type(tangent) is jax.custom_derivatives.SymbolicZero
+
+
+def _coefficients(operator: Any) -> list[Any]:
+    """Of all parts, or what has their place in tangents."""
+    parts = operator if isinstance(operator, Split) else (operator,)
+    return [part[-1] for part in parts if part is not None]
+
+
+def _operator_cotangent(ct: jax.Array, psi: jax.Array, operator: AnyOperator) -> Any:
+    """The derivative of sum_j ct[j] (H psi)[j] in the coefficients, masks without one."""
+    if isinstance(operator, Split):
+        pairs = ((ct, psi), (_hadamards(ct), _hadamards(psi)), (ct, psi))
+        return Split(
+            *(
+                None if part is None else _operator_cotangent(*pair, part)
+                for pair, part in zip(pairs, operator, strict=True)
+            )
+        )
+    return type(operator)._make((None, None, _coefficient_cotangent(ct, psi, operator)))
+
+
+def _hadamards(psi: jax.Array) -> jax.Array:
+    """A Hadamard gate on every wire."""
+    n = psi.shape[0].bit_length() - 1
+    count = -(-n // _HADAMARD_WIRES)
+    sizes = [n // count + (i < n % count) for i in range(count)]
+    return blocks.turn(psi, [jnp.asarray(base_matrix(1 << size), psi.real.dtype) for size in sizes])
+
+
+def _apply(psi: jax.Array, operator: AnyOperator, *, transpose: bool = False) -> jax.Array:
+    if not isinstance(operator, Split):
+        return _apply_rows(psi, operator, transpose=transpose)
+    n = psi.shape[0].bit_length() - 1
+    found = []
+    if operator.of_x is not None:
+        found.append(_hadamards(_times(_only_diagonal(operator.of_x, n), _hadamards(psi))))
+    if operator.of_z is not None:
+        found.append(_times(_only_diagonal(operator.of_z, n), psi))
+    if operator.others is not None:
+        found.append(_apply_rows(psi, operator.others, transpose=transpose))
+    return functools.reduce(jnp.add, found) if found else jnp.zeros_like(psi)
+
+
+def _only_diagonal(words: Words, n: int) -> jax.Array:
+    """Of a sum that is one row."""
+    return _diagonal(Words(*(part[0] for part in words)), 0, n)
+
+
 @functools.partial(jax.jit, static_argnames="transpose", inline=True)
-def _apply(psi: jax.Array, operator: Operator, *, transpose: bool = False) -> jax.Array:
+def _apply_rows(psi: jax.Array, operator: Operator, *, transpose: bool = False) -> jax.Array:
     n = psi.shape[0].bit_length() - 1
     whole = functools.partial(_in_tiles, bits=n, transpose=transpose)
     if n <= _TILE_BITS:

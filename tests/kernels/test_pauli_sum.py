@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_states import random_state
 
 from jaxlab.kernels.statevector import pauli_sum
-from jaxlab.kernels.statevector.pauli_sum import Tables, Words, apply_sum, expectation, tables
+from jaxlab.kernels.statevector.pauli_sum import Split, Tables, Words, apply_sum, expectation, tables
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -56,6 +56,20 @@ def apply_letters(psi, words, n):
     return total
 
 
+def random_split(n, seed=0, complex_coefficients=False):
+    """Words of Z alone, of X alone and of all letters: as a sum in three parts, and as one with all its words."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for count in (5, 7):
+        c = rng.normal(size=(1, count)) + (1j * rng.normal(size=(1, count)) if complex_coefficients else 0)
+        parts.append(Words(np.zeros(1, np.int32), rng.integers(0, 1 << n, (1, count), dtype=np.int32), c))
+    of_z, of_x = parts
+    others = random_words(n, seed=seed, complex_coefficients=complex_coefficients)
+    none = np.zeros((of_x.z.shape[1], 1), np.int32)
+    whole = [of_z, Words(of_x.z[0], none, of_x.c.T), others]
+    return Split(of_z, of_x, others), whole
+
+
 def word_matrices(words, n):
     """[M, T, 2^n, 2^n]."""
     return np.array(
@@ -83,6 +97,59 @@ def test_sum_is_its_words_letter_by_letter(n, complex_coefficients, seed):
         if not complex_coefficients:
             value = expectation(jnp.asarray(psi), operator)
             np.testing.assert_allclose(value, np.vdot(psi, expected).real, atol=1e-12)
+
+
+@settings(max_examples=8)
+@given(st.sampled_from([1, 3, 6]), st.booleans(), st.integers(0, 2**31))
+def test_diagonals_in_two_bases_are_their_words_letter_by_letter(n, complex_coefficients, seed):
+    split, whole = random_split(n, seed, complex_coefficients)
+    psi = random_state(n, seed)
+    parts = [apply_letters(psi, words, n) for words in whole]
+    operator = jax.tree.map(jnp.asarray, split)
+    np.testing.assert_allclose(apply_sum(jnp.asarray(psi), operator), sum(parts), atol=1e-12)
+    for part, expected in zip(Split._fields, parts, strict=True):
+        alone = Split(None, None, None)._replace(**{part: getattr(operator, part)})
+        np.testing.assert_allclose(apply_sum(jnp.asarray(psi), alone), expected, atol=1e-12)
+    if not complex_coefficients:
+        value = expectation(jnp.asarray(psi), operator)
+        np.testing.assert_allclose(value, np.vdot(psi, sum(parts)).real, atol=1e-12)
+
+
+def test_derivatives_of_diagonals_in_two_bases_are_those_of_the_matrix():
+    n = 3
+    split, whole = random_split(n)
+    matrices = [jnp.asarray(word_matrices(words, n)) for words in whole]
+    parts = jnp.asarray([random_state(n).real, random_state(n).imag])
+    coefficients = tuple(jnp.asarray(words.c) for words in split)
+
+    def operator(c):
+        return Split(*(words._replace(c=own) for words, own in zip(split, c, strict=True)))
+
+    def dense_sum(psi, c):
+        own = [c[0], c[1].T, c[2]]
+        return sum(jnp.einsum("mt,mtij,j->i", *pair, psi) for pair in zip(own, matrices, strict=True))
+
+    def mean(apply):
+        def value(parts, c):
+            psi = parts[0] + 1j * parts[1]
+            return jnp.real(jnp.vdot(psi, apply(psi, c)))
+
+        return value
+
+    def norm(apply):
+        return lambda parts, c: jnp.sum(jnp.abs(apply(parts[0] + 1j * parts[1], c)) ** 4)
+
+    def ours(parts, c):
+        return expectation(parts[0] + 1j * parts[1], operator(c))
+
+    close = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, atol=1e-11))
+    both = functools.partial(jax.grad, argnums=(0, 1))
+    close(jax.jit(both(ours))(parts, coefficients), both(mean(dense_sum))(parts, coefficients))
+    close(jax.hessian(ours)(parts, coefficients), jax.hessian(mean(dense_sum))(parts, coefficients))
+    close(
+        jax.jit(both(norm(lambda psi, c: apply_sum(psi, operator(c)))))(parts, coefficients),
+        both(norm(dense_sum))(parts, coefficients),
+    )
 
 
 def test_more_wires_than_a_tile_has():
@@ -203,6 +270,10 @@ def test_lowers_for_every_platform(n, platform):
     with jax.enable_x64(False):
         words = Words(*map(jnp.asarray, random_words(n)))
         gradient = jax.jit(jax.value_and_grad(lambda psi: expectation(psi, words)))
+        exported = jax.export.export(gradient, platforms=[platform])
+        assert exported(jax.ShapeDtypeStruct((1 << n,), jnp.complex64)).mlir_module()
+        split = jax.tree.map(jnp.asarray, random_split(n)[0])
+        gradient = jax.jit(jax.value_and_grad(lambda psi: expectation(psi, split)))
         exported = jax.export.export(gradient, platforms=[platform])
         assert exported(jax.ShapeDtypeStruct((1 << n,), jnp.complex64)).mlir_module()
 

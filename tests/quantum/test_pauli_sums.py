@@ -39,6 +39,7 @@ LETTERS = {
     "Y": np.array([[0, -1j], [1j, 0]]),
     "Z": np.diag([1, -1]),
 }
+OF_X = {"XIII": 0.3, "IXII": -0.2, "XIXI": 0.9, "IIXX": 0.5, "XIIX": -1.2, "IIIX": 0.8}
 TERMS = {"XYZI": 0.7, "YYXX": -0.4, "ZIIZ": 1.1, "IIII": 0.3, "XXZI": -0.9, "IYII": 0.25, "XYIZ": 0.6}
 N = 4
 
@@ -95,13 +96,15 @@ def test_small_terms_can_be_left_out():
     assert simplify(pauli_sum(TERMS), tolerance=2.0).n == N
 
 
-def test_gradients_in_state_and_coefficients_are_those_of_the_matrix():
-    hamiltonian = pauli_sum(TERMS)
-    basis = jnp.asarray([matrix_of({word: 1.0}) for word in TERMS])
-    args = np.array([random_state(N).real, random_state(N).imag]), np.array([*TERMS.values()])
+@pytest.mark.parametrize("further", [{}, OF_X], ids=["", "words of X alone"])
+def test_gradients_in_state_and_coefficients_are_those_of_the_matrix(further):
+    terms = TERMS | further
+    hamiltonian = pauli_sum(terms)
+    basis = jnp.asarray([matrix_of({word: 1.0}) for word in terms])
+    args = np.array([random_state(N).real, random_state(N).imag]), np.array([*terms.values()])
 
     def rebuilt(c):
-        return pauli_sum(dict(zip(TERMS, c, strict=True)))
+        return pauli_sum(dict(zip(terms, c, strict=True)))
 
     def means(parts, c):
         return expval(parts[0] + 1j * parts[1], rebuilt(c))
@@ -126,6 +129,15 @@ def test_gradients_in_state_and_coefficients_are_those_of_the_matrix():
     of_sum = jax.jit(jax.grad(lambda h: expval(random_state(N), h), allow_int=True))(hamiltonian)
     of_one = jax.grad(lambda t: expval(random_state(N), hamiltonian + t * pauli_sum({"ZIIZ": 1.0})))(0.0)
     assert of_sum.c[hamiltonian.c == TERMS["ZIIZ"]][0] == pytest.approx(float(of_one), abs=1e-12)
+
+
+def test_many_words_of_x_are_measured_in_their_own_basis():
+    split = pauli_sums._split(pauli_sum(TERMS | OF_X))
+    assert split.of_x.c.size == len(OF_X) and split.of_z.c.size >= 2
+    assert pauli_sums._split(pauli_sum({"XI": 1.0, "IX": 1.0, "ZZ": 1.0})).of_x is None
+    psi = random_state(N)
+    expected = np.vdot(psi, matrix_of(TERMS | OF_X) @ psi).real
+    assert float(expval(psi, pauli_sum(TERMS | OF_X))) == pytest.approx(expected, abs=1e-12)
 
 
 def test_batches_and_single_states_agree():
