@@ -110,6 +110,11 @@ def _dense(leaf: Gathered) -> Float[Array, "*stack size width"]:
     if leaf.rows.ndim > 1:
         return jax.vmap(_dense)(leaf)
     weight = dense(leaf.weight)
+    values, rows, columns = (concrete(array) for array in (weight, leaf.rows, leaf.columns))
+    if values is not None and rows is not None and columns is not None:  # as in `part`
+        whole = np.zeros((leaf.size, leaf.width), values.dtype)
+        whole[np.ix_(rows, columns)] = values
+        return jnp.asarray(whole)
     full = jnp.zeros((leaf.size, leaf.width), weight.dtype)
     return full.at[leaf.rows[:, None], leaf.columns].set(weight)
 

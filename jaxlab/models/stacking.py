@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import dense
-from jaxlab.models.validation import check_params, layer_shapes
+from jaxlab.models.validation import check_params, concrete, layer_shapes
 
 
 @jax.jit
@@ -69,13 +71,15 @@ def stack_padded(params: dict[str, Any], cfg: ModelConfig) -> tuple[dict[str, An
     top = {name: dense(leaf) for name, leaf in params.items() if name != "layers"}
     if not isinstance(layers, tuple):
         return top | {"layers": {name: dense(leaf) for name, leaf in layers.items()}}, uniform
-    stacked = {}
-    for name, room in layer_shapes(uniform).items():
-        padded = []
-        for layer in layers:
-            leaf = dense(layer[name])
-            padded.append(
-                jnp.pad(leaf, [(0, most - size) for most, size in zip(room, leaf.shape, strict=True)])
-            )
-        stacked[name] = jnp.stack(padded)
+    rooms = layer_shapes(uniform)
+    stacked = {
+        name: jnp.stack([_padded(dense(layer[name]), room) for layer in layers])
+        for name, room in rooms.items()
+    }
     return top | {"layers": stacked}, uniform
+
+
+def _padded(leaf: Array, room: tuple[int, ...]) -> Array:
+    missing = [(0, most - size) for most, size in zip(room, leaf.shape, strict=True)]
+    values = concrete(leaf)  # by NumPy, since XLA would compile a program for every shape
+    return jnp.pad(leaf, missing) if values is None else jnp.asarray(np.pad(values, missing))
