@@ -124,8 +124,16 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        if not self.resumed and kind is not None and issubclass(kind, InputError | ResourceError):
+            self._drop_if_empty()
+
+    def _drop_if_empty(self) -> None:
+        """Options that cannot be used leave no folder that would be in the way of the right ones."""
+        found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}
+        if found <= {"config.json", "figures", ".lock"}:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def seconds(self) -> float:

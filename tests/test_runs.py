@@ -15,7 +15,7 @@ import pytest
 import toy_recipe
 
 from jaxlab import runs
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, ResourceError
 from jaxlab.runs import RunFolder
 
 
@@ -203,3 +203,18 @@ def test_run_killed_in_the_middle_resumes_to_the_same_result(tmp_path):
     assert resumed["loss"] == whole["loss"]
     kept = [(row["step"], row["loss"]) for row in runs.read_metrics(out)]
     assert kept == [(row["step"], row["loss"]) for row in runs.read_metrics(tmp_path / "whole")]
+
+
+def test_options_that_cannot_be_used_leave_no_folder(tmp_path):
+    for error in (InputError, ResourceError):
+        with pytest.raises(error), RunFolder(tmp_path / "run", toy_recipe.Config()):
+            raise error("no such model")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError), RunFolder(tmp_path / "run", toy_recipe.Config()) as folder:
+        folder.log(step=1, loss=0.5)
+        raise InputError("no such text")
+    with RunFolder(tmp_path / "run", toy_recipe.Config(), resume=True) as folder:
+        assert [row["step"] for row in folder.metrics()] == [1]
+    with pytest.raises(InputError), RunFolder(tmp_path / "run", toy_recipe.Config(), resume=True):
+        raise InputError("no such text")
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
