@@ -45,6 +45,7 @@ from jaxlab.quantization.scalar import ScalarGrid, ScalarSpec, quantize_scalar
 from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
 from jaxlab.quantization.tuning import tune, tuned_norm, tuned_tensor
 from jaxlab.recipes import pvq_report
+from jaxlab.recipes.options import require_at_least, require_positive
 from jaxlab.recipes.pvq_report import METHODS, table
 from jaxlab.runs import RunFolder
 
@@ -95,24 +96,13 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError where a value is out of range."""
-        for name, least in (
-            ("group", 1),
-            ("calib_windows", 1),
-            ("calib_context", 2),
-            ("context", 2),
-            ("windows", 0),
-            ("sweeps", 0),
-            ("tuning_windows", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        require_at_least(self, group=1, calib_windows=1, calib_context=2, context=2)
+        require_at_least(self, windows=0, sweeps=0, tuning_windows=0)
+        require_positive(self, "damping", "learning_rate")
         if not 1 <= self.bits <= 8:
             raise InputError(f"bits is {self.bits}; it must lie between 1 and 8")
         if not 0 <= self.correction <= 1:
             raise InputError(f"correction is {self.correction}; it must lie between 0 and 1")
-        for name in ("damping", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be > 0")
 
 
 PRESETS = {

@@ -21,6 +21,7 @@ from jaxlab.quantum import pauli_sums
 from jaxlab.quantum.ansatze import Ansatz, qaoa
 from jaxlab.quantum.graphs import Graph, cut_hamiltonian, cut_values, graph
 from jaxlab.quantum.measurements import sample
+from jaxlab.recipes.options import require_at_least, require_positive
 from jaxlab.runs import RunFolder
 
 
@@ -50,11 +51,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError where a value is out of range."""
-        for name in ("p", "starts", "steps", "shots", "stretch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.rate > 0:
-            raise InputError(f"rate is {self.rate}; it must be positive")
+        require_at_least(self, p=1, starts=1, steps=1, shots=1, stretch=1)
+        require_positive(self, "rate")
         if self.precision not in (32, 64):
             raise InputError(f"precision is {self.precision}; it must be 32 or 64")
 

@@ -21,6 +21,7 @@ from jaxlab.files import atomic_file
 from jaxlab.progress import Progress
 from jaxlab.quantum.layers import QuantumLayer
 from jaxlab.quantum.recording import Circuit
+from jaxlab.recipes.options import require_at_least, require_positive
 from jaxlab.runs import RunFolder
 
 KINDS = ("hybrid", "twin")
@@ -51,15 +52,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError where a value is out of range."""
-        for name in ("layers", "channels", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        require_at_least(self, layers=1, channels=1, epochs=1, batch=1)
+        require_positive(self, "rate")
         if not 2 <= self.wires <= 16:
             raise InputError(f"wires is {self.wires}; it must lie between 2 and 16")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}; it must lie between 0 and 1")
-        if not self.rate > 0:
-            raise InputError(f"rate is {self.rate}; it must be positive")
 
 
 PRESETS = {

@@ -30,6 +30,7 @@ from jaxlab.pruning.low_rank import LowRank
 from jaxlab.pruning.masks import Lines, check_pruned, removed_parameters
 from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune
 from jaxlab.recipes import surgeon_report
+from jaxlab.recipes.options import require_at_least
 from jaxlab.recipes.surgeon_report import Exported, table
 from jaxlab.runs import RunFolder
 
@@ -105,16 +106,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError where a value is out of range."""
-        for name, least in (
-            ("calib_windows", 1),
-            ("calib_context", 2),
-            ("context", 2),
-            ("windows", 0),
-            ("valid_windows", 0),
-            ("rank", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        require_at_least(
+            self, calib_windows=1, calib_context=2, context=2, windows=0, valid_windows=0, rank=0
+        )
         self.pruning()  # checks the rest
 
     def pruning(self) -> SurgeonConfig:

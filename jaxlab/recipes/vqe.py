@@ -26,6 +26,7 @@ from jaxlab.quantum.ansatze import Ansatz, all_singles_doubles, hardware_efficie
 from jaxlab.quantum.molecules import MOLECULES, Molecule, geometry, molecule
 from jaxlab.quantum.optimizers import qng, rotosolve
 from jaxlab.quantum.pauli_sums import PauliSum, PauliTables, expval, prepare, stack, words
+from jaxlab.recipes.options import require_at_least, require_positive
 from jaxlab.runs import RunFolder
 
 CHEMICAL_ACCURACY = 1.6e-3
@@ -64,14 +65,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError where a value is out of range."""
-        for name, least in (("layers", 1), ("steps", 1), ("frozen", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not self.tolerance >= 0:
-            raise InputError(f"tolerance is {self.tolerance}; it must be >= 0")
+        require_at_least(self, layers=1, steps=1, frozen=0, tolerance=0)
         if self.learning_rate is not None:
-            if not self.learning_rate > 0:
-                raise InputError(f"learning_rate is {self.learning_rate}; it must be > 0")
+            require_positive(self, "learning_rate")
             if self.optimizer not in _LEARNING_RATES:
                 raise InputError(
                     f"learning_rate is {self.learning_rate}, but {self.optimizer} has none; leave it out"
