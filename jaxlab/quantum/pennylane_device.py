@@ -42,6 +42,7 @@ _INTERPRETED_WIRES = 10
 _INTERPRETED_RUNS = 2
 """How often a small circuit runs gate by gate before it is compiled."""
 _KEPT_PROGRAMS = 256
+_NUMERIC = (jax.Array, np.ndarray, np.generic, float, int, complex)
 _OPTIONS = ("block",)
 
 
@@ -172,8 +173,19 @@ class Qubit(Device):
             return tuple(self._concrete(circuit) for circuit in circuits)
 
     def _traced(self, circuit: Any) -> Any:
+        """With JAX's arrays or tracers; from the second circuit of a structure on as one compiled function.
+
+        Within an outer jit that is inlined; without one it spares a dispatch of every operation.
+        """
         tape = circuit.map_to_standard_wires()
-        return self._measured(tape, final_state(tape, block=self._block))
+        key = ("traced", _structure(tape), tuple(map(_measurement, tape.measurements)), bool(tape.shots))
+        self._seen[key] += 1
+        data = tape.get_parameters(trainable_only=False, operations_only=bool(tape.shots))
+        if self._seen[key] == 1 or not all(isinstance(x, _NUMERIC) for x in data):
+            return self._measured(tape, final_state(tape, block=self._block))
+        if tape.shots:
+            return self._measured(tape, self._compiled(key, lambda: _state_function(tape, self._block))(data))
+        return self._compiled(key, lambda: _results_function(tape, self._block))(data)
 
     def _concrete(self, circuit: Any) -> Any:
         (numbers,), _ = qml.transforms.convert_to_numpy_parameters(circuit)
@@ -267,6 +279,11 @@ def _pauli_sum(process: Any, n: int) -> pauli_sums.PauliSum | None:
     return dataclasses.replace(operator, c=np.real(operator.c))
 
 
+def _measurement(process: Any) -> Any:
+    """What two measurements share that differ in numbers alone."""
+    return (type(process).__name__, process.hash if process.obs is None else _signature(process.obs))
+
+
 def _structure(tape: Any) -> Any:
     """What two circuits share that differ in numbers alone."""
     return (tape.num_wires, tuple(map(_signature, tape.operations)))
@@ -288,6 +305,17 @@ def _plain(value: Any) -> str:
 def _state_function(tape: Any, block: int | None) -> Callable[[Sequence[Any]], jax.Array]:
     def run(data: Sequence[Any]) -> jax.Array:
         return final_state(tape.bind_new_parameters(data, list(range(len(data)))), block=block)
+
+    return run
+
+
+def _results_function(tape: Any, block: int | None) -> Callable[[Sequence[Any]], Any]:
+    def run(data: Sequence[Any]) -> Any:
+        bound = tape.bind_new_parameters(data, list(range(len(data))))
+        state = final_state(bound, block=block)
+        batched = state.ndim == 2
+        shape = (*state.shape[: int(batched)], *(2,) * max(1, tape.num_wires))
+        return _analytic(bound, state.reshape(shape), batched)
 
     return run
 

@@ -86,6 +86,50 @@ def test_hessian_is_that_of_default_qubit():
     np.testing.assert_allclose(ours, jax.hessian(node(energy, "default.qubit"))(x), atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["energy", "hermitian", "probabilities", "several"])
+def test_eager_jax_circuits_that_come_again_are_compiled_and_give_the_same(name):
+    device = qml.device("jaxlab.qubit", wires=("a", "b", "c"))
+
+    @qml.qnode(device, interface="jax")
+    def circuit(x):
+        gates(x)
+        return MEASUREMENTS[name]()
+
+    reference = node(MEASUREMENTS[name], "default.qubit", interface="jax")
+    for run in range(3):
+        x = jnp.asarray(ANGLES + 0.3 * run)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), circuit(x), reference(x))
+        assert len(device._programs) == (run > 0)
+    expected = jax.jacobian(reference)(x)
+    found = [jax.jacobian(circuit)(x) for _ in range(2)][-1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), found, expected)
+    batch = jnp.stack([x, 2 * x])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+        jax.vmap(circuit)(batch),
+        jax.vmap(reference)(batch),
+    )
+
+
+def test_eager_circuits_know_other_observables_and_traced_coefficients():
+    device = qml.device("jaxlab.qubit", wires=2)
+
+    @qml.qnode(device, interface="jax")
+    def mean(x, c, which):
+        qml.RY(x, 0)
+        qml.CNOT((0, 1))
+        return qml.expval(c[0] * qml.Z(0) + c[1] * (qml.X(0) @ qml.X(1) if which else qml.Y(0) @ qml.Y(1)))
+
+    for _ in range(3):
+        for which, sign in ((True, 1), (False, -1)):
+            c = jnp.asarray([0.3, 0.7])
+            # cos|00> + sin|11> of half the angle: <Z> = cos x, <XX> = sin x = -<YY>.
+            expected = 0.3 * np.cos(0.4) + sign * 0.7 * np.sin(0.4)
+            assert float(mean(0.4, c, which)) == pytest.approx(expected, abs=1e-12)
+            gradient = jax.grad(mean, argnums=1)(0.4, c, which)
+            np.testing.assert_allclose(gradient, [np.cos(0.4), sign * np.sin(0.4)], atol=1e-12)
+
+
 def test_gradient_through_the_state():
     x = jnp.asarray(ANGLES)
 
