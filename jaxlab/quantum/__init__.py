@@ -21,6 +21,8 @@ __all__, __getattr__, __dir__ = lazy_names(
             "variance_dense",
             "vn_entropy",
         ],
+        "sharded": ["ShardedState", "in_order", "simulate_sharded"],
+        "sharded_measurements": ["sharded_expval", "sharded_marginal_z", "sharded_probs"],
         "shift": [
             "by_shift",
             "shift_gradient",

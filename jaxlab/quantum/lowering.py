@@ -17,11 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.errors import InputError
+from jaxlab.kernels.statevector import blocks
 from jaxlab.quantum.expansions import expanded
 from jaxlab.quantum.gates import GateType, Pair, Parity, gate_type, pair_of_matrix
 from jaxlab.quantum.recording import UNITARY, Body, Gate
 
 _MOST_DENSE_WIRES = 10
+TPU_BLOCK = 7
+"""Wires of a block that fills a TPU's 128 by 128 multiplier."""
 _MOST_EXPANDED_CONTROLS = 2
 """A diagonal with c controls becomes 2^c as many parities."""
 
@@ -135,9 +138,7 @@ def is_run(wires: Sequence[int]) -> bool:
 
 def covers(segment: Dense, n: int) -> bool:
     """Whether the blocks follow each other from the first wire to the last."""
-    return all(is_run(block.wires) for block in segment.blocks) and [
-        wire for block in segment.blocks for wire in block.wires
-    ] == list(range(n))
+    return blocks.covers([block.wires for block in segment.blocks], n)
 
 
 def mask_of(wires: Iterable[int], n: int) -> int:
@@ -232,22 +233,19 @@ class _OpenDense:
 
 
 def _joined(blocks: Sequence[tuple[set[int], list[Gate]]], block: int) -> tuple[Block, ...]:
+    # From the last wire on where a TPU's kernel wants the last 7 wires in blocks of their own.
+    from_end = block >= TPU_BLOCK
     joined: list[tuple[list[int], list[Gate]]] = []
-    for wires, gates in sorted(blocks, key=lambda one: min(one[0])):
+    for wires, gates in sorted(blocks, key=lambda one: min(one[0]), reverse=from_end):
         ordered = sorted(wires)
-        last = joined[-1] if joined else None
-        united = list(range(last[0][0], ordered[-1] + 1)) if last else []
-        if (
-            last
-            and is_run(last[0])
-            and is_run(ordered)
-            and last[0][-1] + 1 == ordered[0]
-            and len(united) <= block
-        ):
-            joined[-1] = (united, last[1] + gates)
-        else:
-            joined.append((ordered, gates))
-    return tuple(Block(tuple(wires), tuple(gates)) for wires, gates in joined)
+        if joined:
+            first, second = (ordered, joined[-1][0]) if from_end else (joined[-1][0], ordered)
+            adjacent = is_run(first) and is_run(second) and first[-1] + 1 == second[0]
+            if adjacent and len(first) + len(second) <= block:
+                joined[-1] = (first + second, joined[-1][1] + gates)
+                continue
+        joined.append((ordered, gates))
+    return tuple(Block(tuple(wires), tuple(gates)) for wires, gates in (joined[::-1] if from_end else joined))
 
 
 class _OpenPairs:

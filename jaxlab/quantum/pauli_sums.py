@@ -51,7 +51,7 @@ class PauliSum:
             return NotImplemented
         if self.n != other.n:
             raise InputError(f"sums are on {self.n} and {other.n} wires; give both the same n")
-        first, second = _terms(self), _terms(other)
+        first, second = all_terms(self), all_terms(other)
         numpy = isinstance(first.c, np.ndarray) and isinstance(second.c, np.ndarray)
         c = (np if numpy else jnp).concatenate([first.c, second.c])
         return _grouped(np.append(first.x, second.x), np.append(first.z, second.z), c, self.n)
@@ -205,7 +205,7 @@ def words(hamiltonian: PauliSum) -> dict[str, complex | float]:
     Raises:
       InputError: the sum is traced.
     """
-    x, z, c = _terms(hamiltonian)
+    x, z, c = all_terms(hamiltonian)
     if isinstance(c, jax.core.Tracer):
         raise InputError("the sum's coefficients are traced by jit, vmap or grad; list its words outside")
     wires = range(hamiltonian.n)[::-1]
@@ -292,7 +292,7 @@ def prepare(hamiltonian: PauliSum, *, limit: int = 1 << 28) -> PauliSum | PauliT
     Raises:
       InputError: the sum is an argument of what is traced, or stacked.
     """
-    x, z, _ = _terms(hamiltonian)
+    x, z, _ = all_terms(hamiltonian)
     group = (2 * x + (np.bitwise_count(x & z) & 1)).reshape(hamiltonian.z.shape)[:, 0]
     _, first, member = np.unique(group, return_index=True, return_inverse=True)
     itemsize = jax.dtypes.canonicalize_dtype(hamiltonian.c.dtype).itemsize
@@ -350,13 +350,15 @@ def _number(label: Any) -> int:
     return int(label)
 
 
-class _Terms(NamedTuple):
+class Terms(NamedTuple):
+    """Masks and coefficients of words, [t] each."""
+
     x: np.ndarray
     z: np.ndarray
     c: Any
 
 
-def _terms(hamiltonian: PauliSum) -> _Terms:
+def all_terms(hamiltonian: PauliSum) -> Terms:
     """One entry a slot, padding included."""
     if any(isinstance(mask, jax.core.Tracer) for mask in (hamiltonian.x, hamiltonian.z)):
         raise InputError(
@@ -369,7 +371,7 @@ def _terms(hamiltonian: PauliSum) -> _Terms:
         )
     z = np.asarray(hamiltonian.z, np.int64)
     x = np.repeat(np.asarray(hamiltonian.x, np.int64), z.shape[1])
-    return _Terms(x, z.reshape(-1), hamiltonian.c.reshape(-1))
+    return Terms(x, z.reshape(-1), hamiltonian.c.reshape(-1))
 
 
 def _grouped(x: np.ndarray, z: np.ndarray, c: Any, n: int) -> PauliSum:

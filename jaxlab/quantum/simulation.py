@@ -8,7 +8,7 @@ Jones and Gacon, arXiv:2009.02823.
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Complex
 
 from jaxlab.errors import InputError, ResourceError
 from jaxlab.kernels.statevector import blocks, monomials, pairs
-from jaxlab.quantum.lowering import Dense, Monomial, Segment, covers, lower
+from jaxlab.quantum.lowering import TPU_BLOCK, Dense, Monomial, Segment, lower
 from jaxlab.quantum.operands import (
     Operand,
     Prepared,
@@ -41,6 +41,7 @@ class _Settings(NamedTuple):
 
     program: Program
     block: int
+    implementation: str | None
 
 
 def zero_state(n: int, dtype: Any = jnp.complex64) -> Complex[Array, " 2^n"]:
@@ -56,6 +57,7 @@ def simulate(
     dtype: Any = None,
     diff: Differentiation = "adjoint",
     block: int | None = None,
+    implementation: str | None = None,
 ) -> Complex[Array, " 2^n"]:
     """The state that a program leads to; wire 0 is the most significant bit of an amplitude's index.
 
@@ -67,6 +69,7 @@ def simulate(
       diff: "adjoint" (constant memory; reverse mode only, to any order, and for unitary matrices only) or "backprop"
         (memory grows with depth; forward mode too).
       block: most wires of a dense block, 1 to 10; None picks.
+      implementation: of dense blocks, see `jaxlab.kernels.statevector.blocks.apply_blocks`; None picks.
 
     Layers that repeat become one loop, also where gates were recorded one by one.
 
@@ -76,24 +79,19 @@ def simulate(
     """
     if diff not in ("adjoint", "backprop"):
         raise InputError(f"diff is {diff!r}; it must be 'adjoint' or 'backprop'")
-    if len(slots) != len(program.parts):
-        raise InputError(f"slots has {len(slots)} parts, the program {len(program.parts)}")
-    if block is not None and not 1 <= block <= 10:
-        raise InputError(f"block is {block}; it must lie between 1 and 10")
-    if any(gate.kind == CHANNEL for part in program.parts for gate in part.body.gates):
-        raise InputError("the program holds a noise channel; use density_matrix_of or trajectory")
-    dtype = _dtype(slots, state, dtype)
-    _check_memory(program.n, dtype)
+    check_program(program, slots, block)
+    dtype = dtype_of(slots, state, dtype)
+    check_memory(program.n, dtype)
     if state is None:
         state = zero_state(program.n, dtype)
     if state.shape != (1 << program.n,):
         raise InputError(
             f"state has shape {state.shape}; for {program.n} wires it must be ({1 << program.n},) (vmap for batches)"
         )
-    block = min(program.n, block or _default_block(program.n))
+    block = min(program.n, block or default_block(program.n))
     program, slots = rolled(program, slots, block)
-    settings = _Settings(program, block)
-    arrays = _cast(slots, dtype), state.astype(dtype)
+    settings = _Settings(program, block, implementation)
+    arrays = cast(slots, dtype), state.astype(dtype)
     if diff == "backprop":
         return _forward(settings, *arrays)
     try:
@@ -106,11 +104,24 @@ def simulate(
         raise
 
 
-def _check_memory(n: int, dtype: Any) -> None:
-    """Raises ResourceError if the state, its cotangent and room to work in do not fit."""
-    needed = 3 * (1 << n) * jnp.dtype(dtype).itemsize
-    device = jax.devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _main_memory()
+def check_program(program: Program, slots: Slots, block: int | None) -> None:
+    """Raises InputError if the arguments of `simulate` do not fit each other."""
+    if len(slots) != len(program.parts):
+        raise InputError(f"slots has {len(slots)} parts, the program {len(program.parts)}")
+    if block is not None and not 1 <= block <= 10:
+        raise InputError(f"block is {block}; it must lie between 1 and 10")
+    if any(gate.kind == CHANNEL for part in program.parts for gate in part.body.gates):
+        raise InputError("the program holds a noise channel; use density_matrix_of or trajectory")
+
+
+def check_memory(n: int, dtype: Any, devices: Sequence[jax.Device] | None = None) -> None:
+    """Raises ResourceError if the state, its cotangent and room to work in do not fit, shared out over the devices."""
+    devices = jax.devices()[:1] if devices is None else devices
+    needed, device = 3 * (1 << n) * jnp.dtype(dtype).itemsize, devices[0]
+    if device.platform == "cpu":
+        limit = _main_memory()
+    else:
+        needed, limit = needed // len(devices), (device.memory_stats() or {}).get("bytes_limit")
     if limit and needed > limit:
         raise ResourceError(
             f"{n} wires in {jnp.dtype(dtype).name} need {needed / 2**30:,.0f} GiB (three states), and {device} has "
@@ -125,7 +136,10 @@ def _main_memory() -> int | None:
         return None
 
 
-def _default_block(n: int) -> int:
+def default_block(n: int) -> int:
+    """Most wires of a block, such that blocks are about equal; on a TPU what its kernel multiplies at once."""
+    if jax.default_backend() == "tpu":
+        return TPU_BLOCK
     return math.ceil(n / math.ceil(n / _BLOCK))
 
 
@@ -156,7 +170,8 @@ def circuit(
     return run
 
 
-def _dtype(slots: Slots, state: Array | None, dtype: Any) -> Any:
+def dtype_of(slots: Slots, state: Array | None, dtype: Any) -> Any:
+    """The state's dtype: the one asked for, or else what the arrays promote to."""
     if dtype is None:
         leaves = [leaf for leaf in jax.tree.leaves(slots) if leaf.size] + ([] if state is None else [state])
         return functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves], jnp.dtype(jnp.complex64))
@@ -168,7 +183,8 @@ def _dtype(slots: Slots, state: Array | None, dtype: Any) -> Any:
     return dtype
 
 
-def _cast(slots: Slots, dtype: Any) -> Slots:
+def cast(slots: Slots, dtype: Any) -> Slots:
+    """Angles and matrices in the precision of a state's dtype."""
     real = jnp.zeros(0, dtype).real.dtype
     return tuple(
         BodySlots(one.angles.astype(real), tuple(matrix.astype(dtype) for matrix in one.matrices))
@@ -182,6 +198,7 @@ class _Lowered(NamedTuple):
     n: int
     layers: tuple[tuple[Segment, ...], ...]
     repeated: bool
+    implementation: str | None
 
     def build(self, slots: BodySlots) -> tuple[Operand, ...]:
         """The operands, for all layers at once, so that their loop has few operations."""
@@ -196,7 +213,7 @@ class _Lowered(NamedTuple):
 
     def run(self, psi: Array, prepared: tuple[Prepared, ...]) -> Array:
         """The state after the part."""
-        run = functools.partial(_run, self.layers[0], self.n)
+        run = functools.partial(_run, self.layers[0], self.n, self.implementation)
         if not self.repeated:
             return run(psi, prepared)
         return jax.lax.scan(lambda psi, layer: (run(psi, layer), None), psi, prepared)[0]
@@ -209,6 +226,7 @@ def _lowered(settings: _Settings) -> list[_Lowered]:
             program.n,
             tuple(lower(body, program.n, settings.block) for body in part.variants or (part.body,)),
             part.times is not None,
+            settings.implementation,
         )
         for part in program.parts
     ]
@@ -220,29 +238,32 @@ def _forward(settings: _Settings, slots: Slots, psi: Array) -> Array:
     return psi
 
 
-def _run(segments: tuple[Segment, ...], n: int, psi: Array, prepared: tuple[Prepared, ...]) -> Array:
+def _run(
+    segments: tuple[Segment, ...],
+    n: int,
+    implementation: str | None,
+    psi: Array,
+    prepared: tuple[Prepared, ...],
+) -> Array:
     for segment, one in zip(segments, prepared, strict=True):
-        psi = _apply(segment, one, psi, n)
+        psi = _apply(segment, one, psi, n, implementation)
     return psi
 
 
-def _apply(segment: Segment, one: Prepared, psi: Array, n: int) -> Array:
+def _apply(segment: Segment, one: Prepared, psi: Array, n: int, implementation: str | None) -> Array:
     own: Any = one.own
     if isinstance(segment, Monomial):
         psi = monomials.multiply_phases(psi, own, one.sides, masks_of_terms(segment), n)
         return monomials.permute(psi, (one.moves or moves(segment, n)).ahead)
     if isinstance(segment, Dense):
-        turning = covers(segment, n)
-        if turning and segment.is_real:
-            return blocks.turn(psi, one.sides)
-        for block, matrix in zip(segment.blocks, one.sides or own, strict=True):
-            matrix = matrix.astype(psi.dtype)
-            psi = blocks.rotate(psi, matrix) if turning else blocks.apply_block(psi, matrix, block.wires)
-        return psi
+        wires = tuple(block.wires for block in segment.blocks)
+        return blocks.apply_blocks(psi, one.sides or own, wires, implementation=implementation)
     return pairs.apply_pairs(psi, masks_of(segment), own)
 
 
-def _undo(segment: Segment, one: Prepared, after: Array, psi: Array, n: int) -> tuple[Array, Array, Any]:
+def _undo(
+    segment: Segment, one: Prepared, after: Array, psi: Array, n: int, implementation: str | None
+) -> tuple[Array, Array, Any]:
     """Conjugate cotangent and state before a segment, and the cotangent of its operand."""
     operand: Any = one.own
     if isinstance(segment, Monomial):
@@ -255,23 +276,11 @@ def _undo(segment: Segment, one: Prepared, after: Array, psi: Array, n: int) -> 
         )
         return after, psi, gradient.astype(operand.dtype)
     if isinstance(segment, Dense):
-        turning, found = covers(segment, n), []
-        if turning and segment.is_real:
-            return blocks.turn_back(after, psi, operand)
-        for block, matrix in zip(reversed(segment.blocks), reversed(one.sides or operand), strict=True):
-            wide = matrix.astype(psi.dtype)
-            if turning:
-                psi = blocks.unrotate(psi, wide)
-                gradient = blocks.rotated_gradient(after, psi, len(wide))
-                after = blocks.unrotate(after, wide)
-            else:
-                inverse = wide.conj().T
-                psi = blocks.apply_block(psi, inverse, block.wires)
-                gradient = blocks.block_gradient(after, psi, block.wires)
-                after = blocks.apply_block(after, inverse, block.wires)
-            found.append(gradient.real.T if segment.is_real else gradient)
-        found = [x.astype(matrix.dtype) for x, matrix in zip(found, reversed(operand), strict=True)]
-        return after, psi, tuple(reversed(found))
+        wires = tuple(block.wires for block in segment.blocks)
+        transposes = operand if segment.is_real else None
+        return blocks.undo_blocks(
+            after, psi, one.sides or operand, wires, transposes=transposes, implementation=implementation
+        )
     after, psi, gradient = pairs.unapply_pairs(after, psi, masks_of(segment), operand)
     return after, psi, gradient.astype(operand.dtype)
 
@@ -303,7 +312,7 @@ def _adjoint_backward(
     after = cotangent.conj()
     found: list[BodySlots] = []
     for part, (prepared, pull) in zip(reversed(_lowered(settings)), reversed(of_parts), strict=True):
-        back = functools.partial(_undo_body, part.layers[0], part.n)
+        back = functools.partial(_undo_body, part.layers[0], part.n, part.implementation)
         if part.repeated:
             (after, psi), gradients = jax.lax.scan(back, (after, psi), prepared, reverse=True)
         else:
@@ -313,12 +322,16 @@ def _adjoint_backward(
 
 
 def _undo_body(
-    segments: tuple[Segment, ...], n: int, states: tuple[Array, Array], prepared: tuple[Prepared, ...]
+    segments: tuple[Segment, ...],
+    n: int,
+    implementation: str | None,
+    states: tuple[Array, Array],
+    prepared: tuple[Prepared, ...],
 ) -> tuple[tuple[Array, Array], tuple[Operand, ...]]:
     after, psi = states
     gradients: list[Any] = []
     for segment, one in reversed(list(zip(segments, prepared, strict=True))):
-        after, psi, gradient = _undo(segment, one, after, psi, n)
+        after, psi, gradient = _undo(segment, one, after, psi, n, implementation)
         gradients.append(gradient)
     return (after, psi), tuple(reversed(gradients))
 

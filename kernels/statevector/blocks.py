@@ -12,6 +12,110 @@ import jax
 import jax.numpy as jnp
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_LEAST_KERNEL_WIRES = 14
+"""A smaller state does not leave the caches, whatever reads it how often; not yet timed."""
+
+
+def apply_blocks(
+    psi: jax.Array,
+    matrices: Sequence[jax.Array],
+    wires: Sequence[tuple[int, ...]],
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Matrices on disjoint sets of wires, each of which stays where it is.
+
+    Args:
+      psi: complex [2^n].
+      matrices: [2^k, 2^k] for k wires; real or complex.
+      wires: of each matrix, ascending.
+      implementation: "xla", or "pallas" (complex64, n >= 8), kernels for GPU and TPU that take all blocks of a tile
+        at once (interpreted, slowly, on CPU). None is "pallas" from 14 wires on where JAX's default device is one of
+        these and the state complex64, else "xla".
+
+    Raises:
+      ValueError: a matrix does not fit its wires, or the implementation is unknown or cannot take the state.
+    """
+    if _takes_kernel(psi, implementation):
+        from jaxlab.kernels.statevector.blocks_pallas import apply_planar
+
+        return apply_planar(psi, tuple(matrices), tuple(wires), interpret=implementation == "pallas")
+    covering = covers(wires, psi.shape[0].bit_length() - 1)
+    if covering and not any(jnp.iscomplexobj(matrix) for matrix in matrices):
+        return turn(psi, matrices)
+    for own, matrix in zip(wires, matrices, strict=True):
+        matrix = matrix.astype(psi.dtype)
+        psi = rotate(psi, matrix) if covering else apply_block(psi, matrix, own)
+    return psi
+
+
+def undo_blocks(
+    after: jax.Array,
+    psi: jax.Array,
+    matrices: Sequence[jax.Array],
+    wires: Sequence[tuple[int, ...]],
+    *,
+    transposes: Sequence[jax.Array] | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Takes `apply_blocks` with unitary matrices back, and finds its gradient.
+
+    Args:
+      after: conjugate cotangent of the result, [2^n].
+      psi: the result, [2^n].
+      matrices: as for `apply_blocks`.
+      wires: as for `apply_blocks`.
+      transposes: of real matrices, for a caller that has them and wants their cotangents.
+      implementation: as for `apply_blocks`.
+
+    Returns:
+      Conjugate cotangent of the input, the input, cotangents of the matrices, or of the transposes if given.
+    """
+    if _takes_kernel(psi, implementation):
+        from jaxlab.kernels.statevector.blocks_pallas import undo_planar
+
+        interpret = implementation == "pallas"
+        after, psi, found = undo_planar(after, psi, tuple(matrices), tuple(wires), interpret=interpret)
+        return after, psi, found if transposes is None else tuple(one.T for one in found)
+    covering, gradients = covers(wires, psi.shape[0].bit_length() - 1), []
+    if covering and not any(jnp.iscomplexobj(matrix) for matrix in matrices):
+        if transposes is not None:
+            return turn_back(after, psi, transposes)
+        after, psi, found = turn_back(after, psi, [transposed(matrix) for matrix in matrices])
+        return after, psi, tuple(one.T for one in found)
+    for own, matrix in zip(reversed(wires), reversed(matrices), strict=True):
+        wide = matrix.astype(psi.dtype)
+        if covering:
+            psi = unrotate(psi, wide)
+            gradient = rotated_gradient(after, psi, len(wide))
+            after = unrotate(after, wide)
+        else:
+            inverse = wide.conj().T
+            psi = apply_block(psi, inverse, own)
+            gradient = block_gradient(after, psi, own)
+            after = apply_block(after, inverse, own)
+        if not jnp.iscomplexobj(matrix):
+            gradient = gradient.real
+        gradients.append((gradient if transposes is None else gradient.T).astype(matrix.dtype))
+    return after, psi, tuple(reversed(gradients))
+
+
+def covers(wires: Sequence[Sequence[int]], n: int) -> bool:
+    """Whether blocks on these wires follow each other from the first wire to the last."""
+    return [wire for own in wires for wire in own] == list(range(n))
+
+
+def _takes_kernel(psi: jax.Array, implementation: str | None) -> bool:
+    if implementation not in (None, "xla", "pallas"):
+        raise ValueError(f"implementation = {implementation!r}; it must be None, 'xla' or 'pallas'")
+    if implementation is None:
+        fits = psi.dtype == jnp.complex64 and psi.shape[0] >= 1 << _LEAST_KERNEL_WIRES
+        return fits and jax.default_backend() in ("gpu", "tpu")
+    if implementation == "pallas" and (psi.dtype != jnp.complex64 or psi.shape[0] < 1 << 8):
+        raise ValueError(
+            f"implementation = 'pallas' takes complex64 states of 8 or more wires, not {psi.dtype}{psi.shape}"
+        )
+    return implementation == "pallas"
 
 
 def rotate(psi: jax.Array, matrix: jax.Array) -> jax.Array:

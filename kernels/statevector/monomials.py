@@ -186,7 +186,12 @@ def phase_gradient(after: jax.Array, psi: jax.Array, masks: Sequence[int], n: in
       masks: one for each term.
       n: number of wires.
     """
-    weight = -jnp.imag(after.conj() * psi).reshape(1 << (n // 2), -1)
+    return parity_sums(-jnp.imag(after.conj() * psi), masks, n)
+
+
+def parity_sums(weight: jax.Array, masks: Sequence[int], n: int) -> jax.Array:
+    """Sums [terms] over x of weight[x] (-1)^parity(x AND mask), of real weights [2^n]."""
+    weight = weight.reshape(1 << (n // 2), -1)
     halves = _split(masks, n)
     order = halves.lower + halves.upper + halves.both  # of ascending masks without any in both halves
     found = []
