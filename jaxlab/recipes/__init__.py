@@ -52,12 +52,21 @@ SYSTEMS: dict[str, System] = {
         System(
             "acl-survey", "Automatic Curriculum Learning for Deep RL: a taxonomy", "2003.04664", "teachers"
         ),
-        System("signed-barcodes", "Signed barcodes as measures", "2306.03801", "persistence"),
+        System(
+            "signed-barcodes",
+            "Signed barcodes as measures",
+            "2306.03801",
+            "persistence",
+            "jaxlab.recipes.signed_barcodes",
+            ("persistence",),
+        ),
         System(
             "persistence-optimisation",
             "Differentiability and optimisation of multiparameter persistence",
             "2406.07224",
             "persistence",
+            "jaxlab.recipes.persistence_optimisation",
+            ("persistence",),
         ),
         System(
             "vqe",

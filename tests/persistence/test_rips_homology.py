@@ -1,0 +1,100 @@
+"""H_1 of function-Rips filtrations: elimination, gudhi, and the known value of twelve points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from clouds import cloud, noisy_circle, phi_loss
+from homology_oracle import hilbert_functions
+
+from jaxlab.errors import InputError
+from jaxlab.persistence import (
+    DenseMeasure,
+    codensity,
+    function_rips,
+    hilbert_generic,
+    hilbert_rips_callback,
+    hilbert_rips_h1,
+    mobius,
+    pairwise_distance,
+    rips_grid,
+)
+
+
+def test_twelve_point_h1_has_the_known_loss_and_gradient(double_precision):
+    def loss(points):
+        distances = pairwise_distance(points)
+        values = codensity(distances, bandwidth=0.3)[:, None]
+        grid = rips_grid(distances, values)
+        measure = DenseMeasure(mobius(hilbert_rips_h1(distances, values, grid)[0]), grid)
+        return phi_loss(measure), jnp.count_nonzero(measure.weights)
+
+    (value, atoms), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(noisy_circle()))
+    assert value == pytest.approx(0.024970921588684872, abs=1e-15) and atoms == 2
+    assert jnp.linalg.norm(gradient) == pytest.approx(0.12695936319651924, rel=1e-12)
+
+
+@pytest.mark.parametrize("q", [0, 1, 2])
+def test_cycles_equal_elimination(q):
+    distances, values = cloud(9, q, decimals=1, seed=4)
+    grid = rips_grid(distances, values, strategy="quantile", resolution=(9, 4, 3)[: q + 1])
+    betti, _ = hilbert_functions(function_rips(distances, values), grid)
+    found, overflow = hilbert_rips_h1(distances, values, grid)
+    assert np.array_equal(found, betti[1]) and betti[1].any() and not overflow
+
+
+def test_reduction_of_the_whole_complex_gives_the_same():
+    distances = pairwise_distance(jnp.asarray(noisy_circle(16), jnp.float32))
+    values = codensity(distances, bandwidth=0.3)[:, None]
+    grid = rips_grid(distances, values, strategy="regular_closest", resolution=(20, 8))
+    found, _ = hilbert_rips_h1(distances, values, grid)
+    expected = hilbert_generic(function_rips(distances, values), grid, degree=1)
+    assert np.array_equal(found, expected) and found.max() == 1
+
+
+@pytest.mark.parametrize("n", [20, 50])
+def test_gudhi_gives_the_same_integers_in_every_slice(n):
+    pytest.importorskip("gudhi")
+    distances = pairwise_distance(jnp.asarray(noisy_circle(n), jnp.float32))
+    values = codensity(distances, bandwidth=0.3)[:, None]
+    grid = rips_grid(distances, values, strategy="regular_closest", resolution=(40, 12))
+    found, _ = hilbert_rips_h1(distances, values, grid)
+    assert np.array_equal(found, hilbert_rips_callback(distances, values, grid, degree=1)) and found.any()
+
+
+def test_batches_agree_with_single_clouds():
+    clouds = [cloud(10, seed=s) for s in range(3)]
+    distances, values = (jnp.stack(a) for a in zip(*clouds, strict=True))
+
+    def h1(d, v):
+        return hilbert_rips_h1(d, v, rips_grid(d, v, strategy="quantile", resolution=(12, 4)))[0]
+
+    together = jax.jit(jax.vmap(h1))(distances, values)
+    assert together.any()
+    for i, (d, v) in enumerate(clouds):
+        assert np.array_equal(together[i], h1(d, v))
+
+
+def test_too_little_room_for_columns_is_an_error_and_a_flag_under_jit():
+    distances, values = cloud(20, 0, seed=1)
+    grid = rips_grid(distances, values)
+    with pytest.raises(InputError, match=r"more than max_cols columns: \d > 1, raise max_cols"):
+        hilbert_rips_h1(distances, values, grid, max_cols=1)
+    flag = jax.jit(lambda d, v, g: hilbert_rips_h1(d, v, g, max_cols=1)[1])(distances, values, grid)
+    assert flag and not hilbert_rips_h1(distances, values, grid)[1]
+
+
+def test_fewer_than_three_points_have_no_cycle():
+    for n in (1, 2):
+        grid = rips_grid(*cloud(n))
+        found, overflow = hilbert_rips_h1(*cloud(n), grid)
+        assert found.shape == grid.shape and not found.any() and not overflow
+
+
+def test_wrong_options_are_named():
+    distances, values = cloud(5)
+    grid = rips_grid(distances, values)
+    with pytest.raises(InputError, match="max_cols is 0"):
+        hilbert_rips_h1(distances, values, grid, max_cols=0)
+    with pytest.raises(InputError, match="backend is 'cuda'"):
+        hilbert_rips_h1(distances, values, grid, backend="cuda")
