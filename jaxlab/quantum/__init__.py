@@ -23,6 +23,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         ],
         "sharded": ["ShardedState", "in_order", "simulate_sharded"],
         "sharded_measurements": ["sharded_expval", "sharded_marginal_z", "sharded_probs"],
+        "hadamard_gradients": ["hadamard_gradient"],
         "shift": [
             "by_shift",
             "shift_gradient",

@@ -184,12 +184,12 @@ def _gate_matrices(gates: Sequence[Gate], slots: BodySlots) -> dict[_Form, _Stac
         built = given if known is None else known.matrix(given)
         if form.adjoint:
             built = built.conj().swapaxes(-1, -2)
-        stacks[form] = _Stack(_controlled(built, form.values), {gate: i for i, gate in enumerate(members)})
+        stacks[form] = _Stack(controlled(built, form.values), {gate: i for i, gate in enumerate(members)})
     return stacks
 
 
-def _controlled(matrices: Array, values: tuple[int, ...]) -> Array:
-    """With control wires in front."""
+def controlled(matrices: Array, values: tuple[int, ...]) -> Array:
+    """Matrices [gates, K, K] with control wires of these values in front."""
     if not values:
         return matrices
     size, copies = matrices.shape[-1], 1 << len(values)
