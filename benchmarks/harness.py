@@ -19,8 +19,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxlab import info
+from jaxlab.errors import ResourceError
 from jaxlab.files import atomic_file
 
 FOLDER = Path(__file__).parent
@@ -114,6 +116,40 @@ def timing_rows(
         row["repetitions"] = len(timing.seconds)
         rows.append(row)
     return rows
+
+
+def cpu_rows(what: str, timings: Mapping[str, Timing], target: float | None = None) -> list[dict[str, Any]]:
+    """Table rows of `compare` with CPU seconds beside the wall's, and ratios of both to "ours".
+
+    Args:
+      what: was measured.
+      timings: from `compare`, "ours" among them.
+      target: of the ratios, if there is one.
+    """
+    base = timings["ours"]
+    rows = []
+    for who, timing in timings.items():
+        cpu = float(np.median(timing.cpu))
+        row: dict[str, Any] = {
+            "what": what,
+            "who": who,
+            "median_ms": round(1e3 * timing.median, 3),
+            "cpu_ms": round(1e3 * cpu, 3),
+            "ours_is_x_faster": round(timing.median / base.median, 2),
+            "x_less_cpu": round(cpu / float(np.median(base.cpu)), 2),
+            "first_cpu_s": round(timing.first_cpu, 2),
+            "repetitions": len(timing.seconds),
+        }
+        rows.append(row | ({"target": target} if target else {}))
+    return rows
+
+
+def require_equal(mine: Sequence[Any], theirs: Sequence[Any], tolerance: float) -> None:
+    """Raises ResourceError where two sequences of arrays differ by more than the tolerance."""
+    for a, b in zip(mine, theirs, strict=True):
+        error = float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
+        if not error <= tolerance:
+            raise ResourceError(f"values differ by {error:.2g}, more than {tolerance:g}: nothing to compare")
 
 
 def names() -> list[str]:

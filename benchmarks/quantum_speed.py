@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.peers import run_peer, tfim
-from jaxlab.errors import ResourceError
+from benchmarks.peers import lightning, run_peer, tfim
 from jaxlab.quantum import circuit, pauli_sums
 from jaxlab.quantum.recording import Circuit
 
@@ -87,17 +86,12 @@ def _lightning(n: int, layers: int, dtype: Any) -> Callable[[], tuple[float, np.
     params = tfim.angles(n, layers)
     with qml.queuing.AnnotatedQueue() as queue:
         tfim.ansatz(params, n)
-        qml.expval(tfim.hamiltonian(n))
-    tape = qml.tape.QuantumScript.from_queue(queue)
-    tape.trainable_params = list(range(params.size))
-    device = qml.device("lightning.qubit", wires=n, c_dtype=dtype)
-    wanted = qml.devices.ExecutionConfig(gradient_method="adjoint", use_device_gradient=True)
-    config = device.setup_execution_config(wanted)
-    tapes, _ = device.preprocess_transforms(config)([tape])
+    operations = qml.tape.QuantumScript.from_queue(queue).operations
+    run = lightning.adjoint(operations, qml.expval(tfim.hamiltonian(n)), n, dtype)
 
     def both() -> tuple[float, np.ndarray]:
-        values, gradients = device.execute_and_compute_derivatives(tapes, config)
-        return float(np.asarray(values[0])), np.asarray(gradients[0]).reshape(params.shape)
+        value, slopes = run()
+        return value, slopes.reshape(params.shape)
 
     return both
 
@@ -111,36 +105,10 @@ def _against_lightning(n: int, layers: int, dtype: Any, quick: bool) -> list[dic
         3 if quick or n > 18 else 5,
         turn_s=0.05 if quick else 0.3,
     )
-    _check(compiled(params), peer(), 1e-9 if dtype == np.complex128 else 1e-3)
+    harness.require_equal(compiled(params), peer(), 1e-9 if dtype == np.complex128 else 1e-3)
     what = f"value and gradient, n={n}, L={layers}, {np.dtype(dtype).name}"
     target = _TARGETS.get(n) if layers == 4 and dtype == np.complex128 else None
-    return _rows(what, timings, target)
-
-
-def _rows(what: str, timings: dict[str, harness.Timing], target: float | None = None) -> list[dict[str, Any]]:
-    base = timings["ours"]
-    rows = []
-    for who, timing in timings.items():
-        cpu = float(np.median(timing.cpu))
-        row: dict[str, Any] = {
-            "what": what,
-            "who": who,
-            "median_ms": round(1e3 * timing.median, 3),
-            "cpu_ms": round(1e3 * cpu, 3),
-            "ours_is_x_faster": round(timing.median / base.median, 2),
-            "x_less_cpu": round(cpu / float(np.median(base.cpu)), 2),
-            "first_cpu_s": round(timing.first_cpu, 2),
-            "repetitions": len(timing.seconds),
-        }
-        rows.append(row | ({"target": target} if target else {}))
-    return rows
-
-
-def _check(mine: Any, theirs: Any, tolerance: float) -> None:
-    for a, b in zip(mine, theirs, strict=True):
-        error = float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
-        if not error <= tolerance:
-            raise ResourceError(f"values differ by {error:.2g}, more than {tolerance:g}: nothing to compare")
+    return harness.cpu_rows(what, timings, target)
 
 
 def _against_default_qubit(n: int, batch: int | None) -> list[dict[str, Any]]:
@@ -161,9 +129,11 @@ def _against_default_qubit(n: int, batch: int | None) -> list[dict[str, Any]]:
     timings = harness.compare(
         {who: functools.partial(one, params) for who, one in compiled.items()}, 5, turn_s=0.3
     )
-    _check(*(one(params) for one in compiled.values()), 1e-9)
+    harness.require_equal(*(one(params) for one in compiled.values()), 1e-9)
     batched = f", vmap {batch}" if batch else ""
-    return _rows(f"value and gradient, n={n}, L=4, complex128{batched}", timings, 3.0 if batch else None)
+    return harness.cpu_rows(
+        f"value and gradient, n={n}, L=4, complex128{batched}", timings, 3.0 if batch else None
+    )
 
 
 def _elsewhere(n: int, quick: bool) -> list[dict[str, Any]]:
@@ -178,11 +148,13 @@ def _elsewhere(n: int, quick: bool) -> list[dict[str, Any]]:
         mine = harness.compare({"ours": lambda: compiled(params)}, 3, turn_s=0.3)["ours"]
         given = {"n": n, "layers": 4, "repetitions": 3 if quick else 9} | extra
         found = run_peer(peer, {name: np.asarray(value) for name, value in given.items()})
-        _check(expected, (found["value"], found["gradient"]), 1e-9)
+        harness.require_equal(expected, (found["value"], found["gradient"]), 1e-9)
         timing = harness.Timing(
             0.0, tuple(found["seconds"]), float(found["compile_cpu"]), tuple(found["cpu"])
         )
-        rows += _rows(f"value and gradient, n={n}, L=4, complex128", {"ours": mine, who: timing})[1:]
+        rows += harness.cpu_rows(f"value and gradient, n={n}, L=4, complex128", {"ours": mine, who: timing})[
+            1:
+        ]
     return rows
 
 
