@@ -291,7 +291,7 @@ def _structure(tape: Any) -> Any:
 
 def _signature(operation: Any) -> Any:
     fixed = tuple(sorted((name, _plain(value)) for name, value in operation.hyperparameters.items()))
-    shapes = tuple((np.shape(x), np.result_type(x).kind) for x in operation.data)
+    shapes = tuple((np.shape(x), np.result_type(getattr(x, "dtype", x)).kind) for x in operation.data)
     return (operation.name, tuple(operation.wires), fixed, shapes)
 
 
