@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = {"models", "data", "parallel"}
+SHARED = {"models", "data", "parallel", "environments"}
 """Domain packages that other domain packages may use."""
 FLOOR = {"errors", "files", "kernels", "lazy"}
 """What every package may use."""

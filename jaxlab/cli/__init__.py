@@ -1,4 +1,4 @@
-"""The command line: `jaxlab list | info | run | models | ppl | chat`.
+"""The command line: `jaxlab list | info | run | sweep | models | ppl | chat`.
 
 Each command lives in a module of its own that is imported only when called, so that help and lists answer at
 once.
@@ -16,6 +16,7 @@ _COMMANDS = {
     "list": ("overview", "list_systems", "every system: paper, command, what it needs"),
     "info": ("overview", "show_info", "versions, devices, what is installed"),
     "run": ("run", "run_system", "run SYSTEM from its data to its figures"),
+    "sweep": ("sweep", "sweep_system", "run SYSTEM over a grid of options and many seeds at once"),
     "models": ("models", "models", "language models: list, info MODEL, convert SRC DIR"),
     "ppl": ("ppl", "perplexity", "perplexity of MODEL on a real text"),
     "chat": ("chat", "chat", "talk to MODEL"),

@@ -6,6 +6,7 @@ going through all of them, so that ratios are exact.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jaxlab.quantum.graphs import Graph, cut_hamiltonian, cut_values, graph
 from jaxlab.quantum.measurements import sample
 from jaxlab.recipes.options import require_at_least, require_positive
 from jaxlab.runs import RunFolder
+from jaxlab.sweeps.protocol import Sweepable, Train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,26 +127,17 @@ def _optimised(
     config: Config, folder: RunFolder, progress: Progress, chosen: Graph, ansatz: Ansatz
 ) -> jax.Array:
     """The best angles [p, 2] after all steps."""
-    cost = cut_hamiltonian(chosen)
-    dtype = jnp.complex128 if config.precision == 64 else jnp.complex64
-
-    def expectation(params: jax.Array) -> jax.Array:
-        return pauli_sums.expval(ansatz.state(params, dtype=dtype), cost)
-
+    dtype = _dtype(config)
+    expectation = _expectation(chosen, ansatz, dtype)
     optimizer = optax.adam(config.rate)
 
     @functools.partial(jax.jit, static_argnames="steps")
     def stretch(state: _State, steps: int) -> tuple[_State, jax.Array, jax.Array]:
-        def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, jax.Array]]:
-            values, gradients = jax.lax.map(jax.value_and_grad(expectation), state.params)
-            updates, inner = optimizer.update(-gradients, state.optimizer)
-            new = _State(optax.apply_updates(state.params, updates), inner)
-            return new, (values, jnp.sqrt(jnp.sum(jnp.square(gradients), axis=(1, 2))))
-
-        state, (values, norms) = jax.lax.scan(step, state, None, length=steps)
+        step = functools.partial(_step, expectation, optimizer)
+        state, (values, norms) = jax.lax.scan(lambda state, _: step(state), state, None, length=steps)
         return state, values[-1], norms[-1]
 
-    params = _starting_points(config, dtype)
+    params = _starting_points(config, jax.random.key(config.seed), dtype)
     state = _State(params, optimizer.init(params))
     restored = folder.restore_leaves(like=state)
     done = 0
@@ -163,14 +156,66 @@ def _optimised(
     return state.params[jnp.argmax(jax.jit(lambda all: jax.lax.map(expectation, all))(state.params))]
 
 
-def _starting_points(config: Config, dtype: Any) -> jax.Array:
+def _dtype(config: Config) -> Any:
+    return jnp.complex128 if config.precision == 64 else jnp.complex64
+
+
+def _expectation(chosen: Graph, ansatz: Ansatz, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    """<C> of angles [p, 2]."""
+    cost = cut_hamiltonian(chosen)
+    return lambda params: pauli_sums.expval(ansatz.state(params, dtype=dtype), cost)
+
+
+def _step(
+    expectation: Callable[[jax.Array], jax.Array], optimizer: optax.GradientTransformation, state: _State
+) -> tuple[_State, tuple[jax.Array, jax.Array]]:
+    """All starts uphill once; their expectations before, and gradient norms."""
+    values, gradients = jax.lax.map(jax.value_and_grad(expectation), state.params)
+    updates, inner = optimizer.update(-gradients, state.optimizer)
+    new = _State(optax.apply_updates(state.params, updates), inner)
+    return new, (values, jnp.sqrt(jnp.sum(jnp.square(gradients), axis=(1, 2))))
+
+
+def _starting_points(config: Config, key: jax.Array, dtype: Any) -> jax.Array:
     """The ramp is that of slow annealing: the cost is switched on and the mixer off."""
     ramp = (jnp.arange(config.p) + 0.5) / config.p
     first = jnp.stack([0.7 * ramp, 0.7 * (1 - ramp)], axis=-1)
-    key = jax.random.key(config.seed)
     shape = (config.starts - 1, config.p, 2)
     others = jax.random.uniform(key, shape) * jnp.asarray([jnp.pi / 2, jnp.pi / 4])
     return jnp.concatenate([first[None], others]).astype(jnp.finfo(dtype).dtype)
+
+
+def _train(config: Config) -> Train:
+    """For sweeps: the best expectation of all starts before each stretch of steps and after the last."""
+    chosen = graph(config.graph, seed=config.seed)
+    ansatz, dtype = qaoa(cut_hamiltonian(chosen), config.p), _dtype(config)
+    expectation = _expectation(chosen, ansatz, dtype)
+    largest = float(cut_values(chosen).max())
+
+    def train(options: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        params = _starting_points(config, key, dtype)
+        optimizer = optax.adam(options["rate"])
+        step = functools.partial(_step, expectation, optimizer)
+        state = _State(params, optimizer.init(params))
+        state, (values, _) = jax.lax.scan(lambda state, _: step(state), state, None, length=config.steps)
+        last = jax.lax.map(expectation, state.params)
+        best = jnp.max(jnp.concatenate([values, last[None]]), axis=1)[_swept_steps(config)]
+        return {"expectation": best, "ratio": best / largest}
+
+    return train
+
+
+def _swept_steps(config: Config) -> np.ndarray:
+    return np.append(np.arange(0, config.steps, config.stretch), config.steps)
+
+
+SWEEP = Sweepable(
+    _train,
+    traced=("rate",),
+    steps=_swept_steps,
+    lanes=1,
+    double=lambda config: config.precision == 64,
+)
 
 
 def _summary(
