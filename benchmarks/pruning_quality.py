@@ -5,9 +5,8 @@ test windows of 512, with the port of the authors' code on the same windows. `el
 weights in one shot (2:4 also in four, on the same windows) from 8 windows, beside llmcompressor's SparseGPT and Wanda
 on the same windows. `damping` rows: one shot to 10 % from several numbers of calibration tokens, on the validation text
 and out of domain. `port` rows: 80 and 70 % of the size in shots of 5 %, ours and the port in step, each re-estimating
-at its own weights on the same windows. `low rank` rows: 20 % in four shots of 16 windows with and without the
-correction. Every whole run is kept in `results/pruning_runs` (delete it when the code changes): an interrupted
-benchmark goes on, also on another machine.
+at its own weights on the same windows. (`pruning_sizes` has the low-rank correction.) Every whole run is kept in
+`results/pruning_runs` (delete it when the code changes): an interrupted benchmark goes on, also on another machine.
 """
 
 import dataclasses
@@ -30,7 +29,6 @@ from jaxlab.models import Model, evaluate, load, save_hf
 from jaxlab.models import windows as cut
 from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.factors import curvature
-from jaxlab.pruning.low_rank import LowRank
 from jaxlab.pruning.surgeon import ShotReport, SurgeonState, init, prune, prune_shot
 
 MODEL, CONTEXT = "pkg:smollm2", 512
@@ -56,7 +54,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     rows += lab.acceptance(sparsity=0.1, shots=1, limit=28.0)
     rows += lab.acceptance(sparsity=0.1, shots=2, limit=27.0)
     rows += lab.acceptance(sparsity=0.2, shots=4, limit=40.5)
-    return rows + lab.damping() + lab.elements("element") + lab.elements("2:4") + lab.low_rank()
+    return rows + lab.damping() + lab.elements("element") + lab.elements("2:4")
 
 
 class Lab:
@@ -174,16 +172,6 @@ class Lab:
             for index, size in ((1, 0.8), (2, 0.7))
             for name, run in runs.items()
         ]
-
-    def low_rank(self, count: int = 16) -> list[dict[str, Any]]:
-        """20 % in four shots, with and without the correction."""
-        rows = []
-        for name, low_rank in (("surgeon", None), ("surgeon + low rank", LowRank(share=0.125))):
-            config = SurgeonConfig(sparsity=0.2, shots=4, low_rank=low_rank)
-            rows.append(
-                {"part": "low rank", "method": name, **row(self.shots(config, count, tuple(TEXTS))[-1])}
-            )
-        return rows
 
     def damping(self) -> list[dict[str, Any]]:
         """One shot to 10 %, on the validation text."""
