@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab import data
 from jaxlab.errors import InputError
 from jaxlab.files import atomic_file
-from jaxlab.models import Model, forward, load, logits, stack_padded, windows
+from jaxlab.models import Model, forward, load, logits, stack_padded
 from jaxlab.models.comparison import compare
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
@@ -44,12 +43,14 @@ from jaxlab.quantization.pvq import PVQTensor
 from jaxlab.quantization.scalar import ScalarGrid, ScalarSpec, quantize_scalar
 from jaxlab.quantization.sensitivity import Sensitivity, matrix_costs, sensitivity, token_weights
 from jaxlab.quantization.tuning import tune, tuned_norm, tuned_tensor
-from jaxlab.recipes import pvq_report
+from jaxlab.recipes import pvq_report, pvq_sweep
 from jaxlab.recipes.options import require_at_least, require_positive
 from jaxlab.recipes.pvq_report import METHODS, table
+from jaxlab.recipes.pvq_windows import calibration_tuning_test
 from jaxlab.runs import RunFolder
+from jaxlab.sweeps.protocol import Sweepable
 
-__all__ = ["METHODS", "PRESETS", "Config", "run", "table"]
+__all__ = ["METHODS", "PRESETS", "SWEEP", "Config", "run", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,8 @@ PRESETS = {
     "cpu": Config(),
     "gpu": Config(calib_windows=512, calib_context=1024, tuning_windows=256, windows=0),
 }
+
+SWEEP = Sweepable(pvq_sweep.train, traced=("damping",), lanes=1)
 
 _EMBEDDING = ScalarSpec(bits=8, group=32, grid="midtread")
 _PARTIAL = "partial"
@@ -192,7 +195,7 @@ def run(
             model = Model(*stack_padded(loaded.params, loaded.cfg), loaded.tokenizer)
             cfg, parts = find_parts(model.params, loaded.cfg, multiple=math.lcm(config.group, _WIDTHS))
             del loaded
-            calibration, tuning, test = _windows(config, model)
+            calibration, tuning, test = calibration_tuning_test(config, model)
         work = _Work(config, folder, progress, model, jnp.asarray(calibration), tuning, test, parts, cfg)
         _warn_of_zeros(work)
         fisher = _fisher(work)
@@ -219,26 +222,6 @@ def run(
         pvq_report.figures(folder, config.model, layers, nll)
         shutil.rmtree(folder.artefact(_PARTIAL), ignore_errors=True)
         return folder.finish(summary)
-
-
-def _windows(config: Config, model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Calibration, tuning and test windows, each with the beginning-of-text token where the model wants one."""
-    bos = model.cfg.bos_id if model.cfg.add_bos else None
-    calibration = data.calibration_windows(
-        data.token_ids(config.calib, model.tokenizer),
-        context=config.calib_context - (bos is not None),
-        count=config.calib_windows + config.tuning_windows,
-        seed=config.seed,
-    )
-    if bos is not None:
-        calibration = np.pad(calibration, ((0, 0), (1, 0)), constant_values=bos)
-    test = windows(data.token_ids(config.text, model.tokenizer), config.context, bos_id=bos)
-    if config.windows > len(test):
-        raise InputError(
-            f"windows is {config.windows}, but {config.text} holds {len(test)} of {config.context} tokens"
-        )
-    chosen, further = np.split(calibration, [config.calib_windows])
-    return chosen, further, test[: config.windows or None]
 
 
 def _warn_of_zeros(work: _Work) -> None:

@@ -80,7 +80,8 @@ def compile_program(
     """The function from traced options and seeds of `chunk` runs to their results, compiled.
 
     Args:
-      train: see `Train`.
+      train: see `Train`; arrays of a `jax.tree_util.Partial` are arguments of the program, those that a closure holds
+        are constants in it.
       options: traced options, of at least one run.
       mesh: with an axis "data"; None: the first device.
       lanes: runs side by side on a device, fewer if they do not fit into its memory.
@@ -99,9 +100,13 @@ def compile_program(
         name: jax.ShapeDtypeStruct((chunk,), own.dtype, sharding=spread) for name, own in options.items()
     }
     rows = (shapes, jax.ShapeDtypeStruct((chunk,), np.uint32, sharding=spread))
+    if not isinstance(train, jax.tree_util.Partial):
+        train = jax.tree_util.Partial(train)
+    if mesh is not None:
+        train = jax.device_put(train, NamedSharding(mesh, PartitionSpec()))
     while True:
-        function: Any = shard_rows(_block(train, lanes), mesh, block=lanes)
-        compiled = function.lower(rows).compile()
+        function: Any = shard_rows(_block(lanes), mesh, block=lanes)
+        compiled = function.lower(rows, train).compile()
         memory = compiled.memory_analysis()
         needed = (memory.temp_size_in_bytes + memory.output_size_in_bytes) if memory else 0
         limit = _memory_limit(mesh)
@@ -112,7 +117,7 @@ def compile_program(
         raise ResourceError(
             f"one run needs {needed / 2**30:,.1f} GiB of memory on a device, and {limit / 2**30:,.1f} may be used"
         )
-    _check_results(jax.eval_shape(function, rows), chunk)
+    _check_results(jax.eval_shape(function, rows, train), chunk)
 
     def call(options: Mapping[str, np.ndarray], seeds: np.ndarray) -> dict[str, np.ndarray]:
         given: Any = (dict(options), seeds)
@@ -120,7 +125,7 @@ def compile_program(
             given = jax.tree.map(
                 lambda x: jax.make_array_from_callback(x.shape, spread, lambda index: x[index]), given
             )
-        found = compiled(given)
+        found = compiled(given, train)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -131,15 +136,15 @@ def compile_program(
     return call, lanes
 
 
-def _block(train: Train, lanes: int) -> Callable[[Any], Any]:
-    def one(row: tuple[dict[str, jax.Array], jax.Array]) -> Mapping[str, jax.Array]:
+def _block(lanes: int) -> Callable[[Any, Train], Any]:
+    def one(row: tuple[dict[str, jax.Array], jax.Array], train: Train) -> Mapping[str, jax.Array]:
         options, seed = row
         return {name: jnp.asarray(value) for name, value in train(options, jax.random.key(seed)).items()}
 
     if lanes > 1:
-        return jax.vmap(one)
+        return jax.vmap(one, (0, None))
     # Not under vmap, where every `cond` would do both of its branches.
-    return lambda rows: jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], rows)))
+    return lambda rows, train: jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], rows), train))
 
 
 def _check_results(results: Mapping[str, Any], chunk: int) -> None:

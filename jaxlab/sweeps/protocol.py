@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 
 Train = Callable[[Mapping[str, jax.Array], jax.Array], Mapping[str, jax.Array]]
-"""From traced options (scalars) and a PRNG key to results: numbers, or curves of one common length."""
+"""From traced options (scalars) and a PRNG key to results: numbers, or curves of one common length.
+
+Large arrays that all runs share belong into a `jax.tree_util.Partial`."""
 
 
 class Sweepable(NamedTuple):
