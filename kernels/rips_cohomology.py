@@ -14,6 +14,7 @@ References: de Silva, Morozov, Vejdemo-Johansson, "Dualities in persistent (co)h
 arXiv:1908.02518, sections 3 and 4.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.kernels.spanning_forest import spanning_forest
-from jaxlab.kernels.z2_reduction import WORD
+from jaxlab.kernels.z2_reduction import WORD, pack_flags
 
 
 class RipsEdges(NamedTuple):
@@ -51,11 +52,11 @@ def rips_edges(weights: jax.Array) -> RipsEdges:
     rank = jnp.full((n, n), total, jnp.int32)  # no edge from a vertex to itself
     rank = rank.at[ends[:, 0], ends[:, 1]].set(position).at[ends[:, 1], ends[:, 0]].set(position)
     earlier = jnp.maximum(rank[ends[:, 0]], rank[ends[:, 1]]) < position[:, None]
-    return RipsEdges(ends, weight[order], rank, _pack(earlier).T)
+    return RipsEdges(ends, weight[order], rank, pack_flags(earlier).T)
 
 
 def rips_h1_curve(
-    edges: RipsEdges, present: jax.Array, *, lines: int, max_cols: int
+    edges: RipsEdges, present: jax.Array, *, lines: int, max_cols: int, implementation: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """dim H_1 of the Rips complex of some of the points, at every line.
 
@@ -66,20 +67,30 @@ def rips_h1_curve(
       present: bool[n].
       lines: number of lines.
       max_cols: room for columns.
+      implementation: "xla", or "pallas", a kernel for NVIDIA GPUs that reduces the columns of a slice in one program
+        (interpreted, slowly, on a CPU; "xla" on a TPU). None is "pallas" where JAX's default device is a GPU.
 
     Returns:
       int32[lines], and the number of columns that were needed; if that is above `max_cols`, the curve is wrong.
+
+    Raises:
+      ValueError: an unknown implementation, or too many points for the kernel.
     """
+    if implementation not in (None, "xla", "pallas"):
+        raise ValueError(f"implementation = {implementation!r}; it must be None, 'xla' or 'pallas'")
     n, total = present.shape[0], edges.weight.shape[0]
     there = present[edges.ends[:, 0]] & present[edges.ends[:, 1]] & (edges.weight < lines)
     forest = spanning_forest(edges.ends, there, vertices=n)
-    apex = _first_bit(edges.earlier & _pack(present)[:, None], n)
+    apex = _first_bit(edges.earlier & pack_flags(present)[:, None], n)
     column = there & ~forest & (apex == n)
     needed = jnp.sum(column, dtype=jnp.int32)
     backwards = jnp.nonzero(column[::-1], size=max_cols, fill_value=-1)[0].astype(jnp.int32)
     columns = jnp.where(backwards < 0, total, total - 1 - backwards)
     slice_ = _Slice(edges, present, apex, jnp.sum(edges.weight < lines, dtype=jnp.int32))
-    deaths = _reduce(slice_, columns, jnp.minimum(needed, max_cols))
+    reduce = _reduce
+    if implementation == "pallas" or (implementation is None and jax.default_backend() == "gpu"):
+        reduce = functools.partial(_reduce_in_kernel, interpret=implementation == "pallas")
+    deaths = reduce(slice_, columns, jnp.minimum(needed, max_cols))
     at = jnp.append(edges.weight, lines)
     change = jnp.zeros(lines, jnp.int32).at[at[columns]].add(1, mode="drop")
     change = change.at[jnp.where(columns < total, at[deaths], lines)].add(-1, mode="drop")
@@ -107,6 +118,23 @@ class _State(NamedTuple):
     """Pivots of those, as edge * n + vertex."""
     deaths: jax.Array
     """Last edge of the triangle that ends each class; the number of edges if none does."""
+
+
+def _reduce_in_kernel(slice_: _Slice, columns: jax.Array, count: jax.Array, *, interpret: bool) -> jax.Array:
+    from jaxlab.kernels.rips_cohomology_pallas import reduce_columns
+
+    def kernel(slice_: _Slice, columns: jax.Array, count: jax.Array, **options: bool) -> jax.Array:
+        edges, present, apex, active = slice_
+        return reduce_columns(edges.ends, edges.rank, present, apex, active, columns, count, **options)
+
+    return jax.lax.platform_dependent(
+        slice_,
+        columns,
+        count,
+        cpu=functools.partial(kernel, interpret=True) if interpret else _reduce,
+        cuda=kernel,
+        default=_reduce,
+    )
 
 
 def _reduce(slice_: _Slice, columns: jax.Array, count: jax.Array) -> jax.Array:
@@ -183,21 +211,12 @@ def _add_coboundary(table: jax.Array, slice_: _Slice, edge: jax.Array) -> jax.Ar
     other = jnp.maximum(to_i, to_j)
     there = slice_.present & (vertex != i) & (vertex != j) & (jnp.maximum(edge, other) < slice_.active)
     # Triangles of which `edge` is the last one share its row; all others have rows of their own.
-    table = table.at[:, edge].set(table[:, own] ^ _pack(there & (other < edge)), mode="drop")
+    table = table.at[:, edge].set(table[:, own] ^ pack_flags(there & (other < edge)), mode="drop")
     opposite = jnp.where(to_i > to_j, j, i)
     row = jnp.where(there & (other > edge), other, total)
     bit = jnp.uint32(1) << (opposite % WORD).astype(jnp.uint32)
     changed = table[opposite // WORD, jnp.minimum(row, total - 1)] ^ bit
     return table.at[opposite // WORD, row].set(changed, mode="drop", unique_indices=True)
-
-
-def _pack(flags: jax.Array) -> jax.Array:
-    """Flags of the last axis as bits of words: uint32[..., words]."""
-    n = flags.shape[-1]
-    words = -(-n // WORD)
-    padded = jnp.pad(flags, [(0, 0)] * (flags.ndim - 1) + [(0, words * WORD - n)])
-    bits = padded.reshape(*flags.shape[:-1], words, WORD).astype(jnp.uint32)
-    return jnp.sum(bits << jnp.arange(WORD, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
 
 
 def _first_bit(words: jax.Array, none: int) -> jax.Array:

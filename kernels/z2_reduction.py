@@ -59,3 +59,12 @@ def lowest_ones(columns: jax.Array) -> jax.Array:
         return columns, lows.at[j].set(jnp.where(word >= 0, WORD * word + bit, -1))
 
     return jax.lax.fori_loop(0, m, step, (columns, jnp.full(m, -1, jnp.int32)))[1]
+
+
+def pack_flags(flags: jax.Array) -> jax.Array:
+    """Flags of the last axis as bits of words, the first one lowest: uint32[..., words]."""
+    n = flags.shape[-1]
+    words = -(-n // WORD)
+    padded = jnp.pad(flags, [(0, 0)] * (flags.ndim - 1) + [(0, words * WORD - n)])
+    bits = padded.reshape(*flags.shape[:-1], words, WORD).astype(jnp.uint32)
+    return jnp.sum(bits << jnp.arange(WORD, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)

@@ -157,7 +157,9 @@ def _complex(faces: Sequence[np.ndarray], kind: Kind, *, no_two_cycles: bool | N
     if no_two_cycles is None:
         no_two_cycles = len(faces) < 3 or (len(faces) == 3 and not has_two_cycle(faces[2]))
     arrays = tuple(jnp.asarray(array, jnp.int32) for array in faces)
-    return Complex(arrays, tuple(jnp.ones(len(array), bool) for array in faces), kind, no_two_cycles)
+    # NumPy's ones: jnp's would compile a program for every size that occurs.
+    masks = tuple(jnp.asarray(np.ones(len(array), bool)) for array in faces)
+    return Complex(arrays, masks, kind, no_two_cycles)
 
 
 def pad_complex(complex: Complex, sizes: Sequence[int]) -> Complex:
@@ -173,10 +175,11 @@ def pad_complex(complex: Complex, sizes: Sequence[int]) -> Complex:
     for dimension, size in enumerate(wanted):
         there = dimension <= complex.dimension
         width = {"simplicial": dimension + 1, "cubical": 2 * dimension}.get(complex.kind, 1)
-        own = complex.faces[dimension] if there else jnp.zeros((0, width), jnp.int32)
-        mask = complex.masks[dimension] if there else jnp.zeros(0, bool)
-        faces.append(jnp.pad(own, ((0, size - len(own)), (0, 0)), constant_values=-1))
-        masks.append(jnp.pad(mask, (0, size - len(mask))))
+        # NumPy's: jnp's would compile a program for every size that occurs.
+        own = np.asarray(complex.faces[dimension]) if there else np.zeros((0, width), np.int32)
+        mask = np.asarray(complex.masks[dimension]) if there else np.zeros(0, bool)
+        faces.append(jnp.asarray(np.pad(own, ((0, size - len(own)), (0, 0)), constant_values=-1)))
+        masks.append(jnp.asarray(np.pad(mask, (0, size - len(mask)))))
     return Complex(tuple(faces), tuple(masks), complex.kind, complex.no_two_cycles)
 
 
@@ -197,4 +200,4 @@ def stack_complexes(complexes: Sequence[Complex], *, sizes: Sequence[int] = ()) 
     padded = [pad_complex(one, largest) for one in complexes]
     none = all(one.no_two_cycles for one in complexes)
     alike = [Complex(one.faces, one.masks, one.kind, none) for one in padded]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *alike)
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *alike)

@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
+from jaxlab.kernels.z2_reduction import pack_flags
 from jaxlab.persistence.checks import require_distances, require_no_nan, require_shape
 from jaxlab.persistence.filtrations import Filtration, require_filtration
 from jaxlab.persistence.grids import Grid, grid_ranks, line_ranks, require_grid
 from jaxlab.persistence.measures import DenseMeasure
 
+_MOST_LINES = 128
+"""Lines of distance up to which triangles are counted in bits, three times as fast at 50 lines."""
 _APEX_BLOCK, _ONE_BLOCK = 16, 64
 """Apexes of a block of triangles: small blocks waste less at their ends; up to 64 points one block is faster."""
 
@@ -51,8 +54,9 @@ def euler_rips_measure(
 ) -> DenseMeasure:
     """Euler signed measure of the skeleton of a function-Rips filtration, without making the complex.
 
-    A simplex has grade (largest distance, coordinatewise maximum of `values`); vertices have distance 0. Triangles are
-    enumerated in blocks by their largest vertex, O(n^3) of them, so n = 1000 is practical.
+    A simplex has grade (largest distance, coordinatewise maximum of `values`); vertices have distance 0. All O(n^3)
+    triangles are enumerated in blocks by their largest vertex; or, for at most one function on up to 128 lines of
+    distance, counted in bits, O(lines n^3 / 32). So n = 1000 is practical.
 
     Args:
       distances: symmetric, zero diagonal.
@@ -70,7 +74,38 @@ def euler_rips_measure(
     require_grid(grid, 1 + values.shape[1])
     if max_dim not in (0, 1, 2):
         raise InputError(f"max_dim is {max_dim}, but must be 0, 1 or 2")
+    if max_dim == 2 and values.shape[1] <= 1 and grid.shape[0] <= _MOST_LINES:
+        return DenseMeasure(_euler_in_bits(distances, values, grid), grid)
     return DenseMeasure(_euler_rips(distances, values, grid, max_dim=max_dim), grid)
+
+
+@jax.jit
+def _euler_in_bits(distances: Array, values: Array, grid: Grid) -> Int[Array, "*lines"]:
+    """Vertices in order of their function: a simplex enters with its last one, whose earlier neighbours are counted.
+
+    At one distance triangles are triples v > i > j of neighbours: for each edge (v, i) the common earlier neighbours.
+    """
+    n, lines = distances.shape[0], grid.shape[0]
+    ranks = line_ranks(distances, grid.coords[0])
+    if values.shape[1]:
+        born = line_ranks(values[:, 0], grid.coords[1])
+    else:
+        born = jnp.zeros(n, jnp.int32)
+    order = jnp.argsort(born, stable=True)
+    ranks, earlier = ranks[order][:, order], np.tril(np.ones((n, n), bool), -1)
+
+    def entered(line: Array) -> Array:
+        """Euler characteristic of what has each vertex as its last."""
+        near = (ranks <= line) & earlier
+        bits = pack_flags(near)
+        common = jnp.sum(jax.lax.population_count(bits[:, None] & bits), axis=-1, dtype=jnp.int32)
+        triangles = jnp.sum(jnp.where(near, common, 0), axis=1)
+        return triangles - jnp.sum(near, axis=1, dtype=jnp.int32) + (jnp.diagonal(ranks) <= line)
+
+    change = jnp.diff(jax.lax.map(entered, jnp.arange(lines)), axis=0, prepend=0)
+    further = grid.shape[1] if values.shape[1] else 1
+    weights = jnp.zeros((lines, further), jnp.int32).at[:, born[order]].add(change, mode="drop")
+    return weights.reshape(grid.shape)
 
 
 @functools.partial(jax.jit, static_argnames="max_dim")

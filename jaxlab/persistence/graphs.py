@@ -77,7 +77,29 @@ def closeness(adjacency: Float[Array, "n n"], mask: Bool[Array, " n"] | None = N
     return jnp.where(others > 0, score, 0).astype(adjacency.dtype)
 
 
-def adjacency_matrix(nodes: int, edges: Array) -> Float[np.ndarray, "n n"]:
+def local_degree_profile(adjacency: Float[Array, "n n"]) -> Float[Array, "n 5"]:
+    """Degree of each node, and minimum, maximum, mean and standard deviation of its neighbours' degrees; 0 without any.
+
+    Args:
+      adjacency: an edge wherever it is not zero.
+
+    Raises:
+      InputError: not a symmetric square matrix without loops.
+
+    Reference: Cai and Wang, "A simple yet effective baseline for non-attributed graph classification", 2018.
+    """
+    _require_adjacency(adjacency)
+    near = adjacency != 0
+    degree = jnp.sum(near, axis=1).astype(adjacency.dtype)
+    some = jnp.maximum(degree, 1)
+    mean = jnp.sum(jnp.where(near, degree, 0), axis=1) / some
+    spread = jnp.sqrt(jnp.sum(jnp.where(near, (degree - mean[:, None]) ** 2, 0), axis=1) / some)
+    lowest = jnp.min(jnp.where(near, degree, jnp.inf), axis=1)
+    highest = jnp.max(jnp.where(near, degree, 0), axis=1)
+    return jnp.stack([degree, jnp.where(degree > 0, lowest, 0), highest, mean, spread], -1)
+
+
+def adjacency_matrix(nodes: int, edges: Array | np.ndarray) -> Float[np.ndarray, "n n"]:
     """The 0/1 matrix of edges int[m, 2], each given once or twice, on the host.
 
     Raises:

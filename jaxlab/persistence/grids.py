@@ -117,6 +117,11 @@ def distinct_lines(grid: Grid) -> Grid:
     return Grid(tuple(coords))
 
 
+def rescaled(values: Array, low: Array, high: Array) -> Array:
+    """(values - low) / (high - low), moved alone where the two are equal; shapes broadcast."""
+    return (values - low) / jnp.where(high > low, high - low, 1)
+
+
 def line_ranks(values: Float[Array, "*shape"], lines: Float[Array, " lines"]) -> Int[Array, "*shape"]:
     """Index of the first line at or above each value; the number of lines, meaning never, where there is none.
 

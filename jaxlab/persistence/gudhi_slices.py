@@ -33,12 +33,23 @@ def hilbert_rips_callback(
       InputError: as for `hilbert_h0_dense`, or a negative degree.
       ResourceError: gudhi is missing, or there are several hosts.
     """
-    _require_one_host(f"degree {degree} of a Rips complex")
     if degree < 0:
         raise InputError(f"degree is {degree}, but must not be negative")
     ranks, births = function_rips_slices(distances, values, grid)
-    function = functools.partial(_rips_slices, lines=grid.shape[0], degree=degree)
-    return _call(function, (births.shape[0], grid.shape[0]), ranks, births).T.reshape(grid.shape)
+    return rips_slices_callback(ranks, births, lines=grid.shape[0], degree=degree).T.reshape(grid.shape)
+
+
+def rips_slices_callback(
+    ranks: Int[Array, "n n"], births: Int[Array, "slices n"], *, lines: int, degree: int
+) -> Int[Array, "slices lines"]:
+    """dim H_degree of Rips filtrations whose vertices are born late, at every line; see `rips`.
+
+    Raises:
+      ResourceError: gudhi is missing, or there are several hosts.
+    """
+    _require_one_host(f"degree {degree} of a Rips complex")
+    function = functools.partial(_rips_slices, lines=lines, degree=degree)
+    return _call(function, (births.shape[0], lines), ranks, births)
 
 
 def hilbert_callback(filtration: Filtration, grid: Grid, *, degree: int) -> Int[Array, "*lines"]:

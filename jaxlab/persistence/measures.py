@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
-from jaxlab.persistence.checks import is_concrete, require_shape
-from jaxlab.persistence.grids import Grid, grid_ranks
+from jaxlab.persistence.checks import is_concrete, require_no_nan, require_shape
+from jaxlab.persistence.grids import Grid, grid_ranks, rescaled
 
 
 class DenseMeasure(NamedTuple):
@@ -123,6 +123,37 @@ def balance_mass(
     return SparseMeasure(
         jnp.where(mask[:, None], jnp.concatenate(points), 0), jnp.where(mask, weights, 0), mask
     )
+
+
+def rescale(
+    measure: DenseMeasure | SparseMeasure, lo: Float[Array, " p"], hi: Float[Array, " p"]
+) -> DenseMeasure | SparseMeasure:
+    """The measure with each parameter mapped so that `lo` goes to 0 and `hi` to 1; weights stay.
+
+    For measures of a data set take `lo` and `hi` of its training part. Differentiable in all of them.
+
+    Args:
+      measure: dense, or a list of atoms.
+      lo: of each parameter.
+      hi: not below `lo`; where both are equal the parameter is moved alone.
+
+    Returns:
+      The same kind of measure.
+
+    Raises:
+      InputError: a wrong shape, numbers that are not finite, or `hi` below `lo`.
+    """
+    p = measure.weights.ndim if isinstance(measure, DenseMeasure) else measure.points.shape[-1]
+    for name, bound in (("lo", lo), ("hi", hi)):
+        require_shape(name, bound, (p,))
+        require_no_nan(name, bound)
+    if is_concrete(lo, hi) and (np.asarray(hi) < np.asarray(lo)).any():
+        raise InputError(f"hi is {hi}, but must not be below lo, {lo}")
+    if isinstance(measure, DenseMeasure):
+        coords = [rescaled(lines, lo[i], hi[i]) for i, lines in enumerate(measure.grid.coords)]
+        return measure._replace(grid=Grid(tuple(coords)))
+    points = rescaled(measure.points, jnp.asarray(lo), jnp.asarray(hi))
+    return measure._replace(points=jnp.where(measure.mask[:, None], points, 0))
 
 
 def total_mass(measure: DenseMeasure | SparseMeasure) -> Int[Array, ""]:

@@ -16,6 +16,9 @@ from jaxlab.errors import InputError
 from jaxlab.persistence.checks import is_concrete, require_no_nan, require_shape
 from jaxlab.persistence.measures import DenseMeasure, SparseMeasure, atoms_of
 
+_FEATURES_AT_ONCE = {"cpu": 2**10}
+"""Features of one pass over all pairs; everywhere else all. On a CPU both blocks must stay in a core's cache."""
+
 
 def random_directions(key: Array, parameters: int, *, count: int = 50) -> Float[Array, "p directions"]:
     """Unit vectors, uniform on the sphere.
@@ -81,8 +84,21 @@ def sw_matrix(first: Float[Array, "n features"], second: Float[Array, "m feature
     """
     require_shape("first", first, (None, None))
     require_shape("second", second, (None, first.shape[1]))
-    # Row by row: the [n, m, features] differences need not exist even where a compiler would write them out.
-    return jax.lax.map(lambda row: jnp.sum(jnp.abs(row - second), axis=1), first)
+    features = first.shape[1]
+    at_once = max(1, min(_FEATURES_AT_ONCE.get(jax.default_backend(), features), features))
+    blocks = -(-features // at_once)
+
+    def blocked(vectors: Array) -> Array:
+        padded = jnp.pad(vectors, ((0, 0), (0, blocks * at_once - features)))
+        return padded.reshape(len(vectors), blocks, at_once).swapaxes(0, 1)
+
+    def add(distances: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        own, other = block
+        # Row by row: the [n, m, features] differences need not exist even where a compiler would write them out.
+        return distances + jax.lax.map(lambda row: jnp.sum(jnp.abs(row - other), axis=1), own), None
+
+    none = jnp.zeros((len(first), len(second)), jnp.result_type(first, second))
+    return jax.lax.scan(add, none, (blocked(first), blocked(second)))[0]
 
 
 def sw_kernel(distances: Float[Array, "n m"], *, sigma: float | Float[Array, ""]) -> Float[Array, "n m"]:

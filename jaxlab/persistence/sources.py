@@ -6,18 +6,20 @@ filtrations are those of arXiv:2306.03801, section 4.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxlab.errors import InputError
 from jaxlab.persistence.checks import require_no_nan, require_shape
 from jaxlab.persistence.complexes import Complex, simplicial_complex, stack_complexes
-from jaxlab.persistence.filtrations import lower_star
+from jaxlab.persistence.euler import euler_measure, euler_rips_measure
+from jaxlab.persistence.filtrations import Filtration, lower_star
 from jaxlab.persistence.graphs import adjacency_matrix, closeness, heat_kernel_signature, inverse_degree
 from jaxlab.persistence.grids import Grid
 from jaxlab.persistence.gudhi_slices import hilbert_rips_callback
@@ -25,17 +27,8 @@ from jaxlab.persistence.hilbert import signed_measure
 from jaxlab.persistence.images import image_filtration
 from jaxlab.persistence.measures import mobius
 from jaxlab.persistence.points import codensity, pairwise_distance
-from jaxlab.persistence.rips import hilbert_h0_dense
-
-
-class Read(NamedTuple):
-    """Samples as a source has read them."""
-
-    size: int
-    values: tuple[Float[np.ndarray, " cells"], ...]
-    """Of each parameter all values of all samples, without those of cells that never enter; for `make_grid`."""
-    weights: Callable[[Grid, int], Int[Array, "samples *lines"]]
-    """Hilbert signed measures of all samples in one degree of homology."""
+from jaxlab.persistence.rips import function_rips, hilbert_h0_dense
+from jaxlab.persistence.samples import Kind, Read, over_samples, require_few
 
 
 class Source(Protocol):
@@ -75,20 +68,25 @@ class CodensityRips:
         i, j = np.triu_indices(distances.shape[1], 1)
         scale = np.append(0, np.asarray(distances[:, i, j]).reshape(-1))
 
-        def weights(grid: Grid, degree: int) -> Array:
-            return _cloud_weights(distances, functions[..., None], grid, degree=degree)
-
-        return Read(len(distances), (scale, np.asarray(functions).reshape(-1)), weights)
+        return Read((scale, np.asarray(functions).reshape(-1)), (distances, functions[..., None]), _CLOUDS)
 
 
-@functools.partial(jax.jit, static_argnames="degree")
-def _cloud_weights(distances: Array, functions: Array, grid: Grid, *, degree: int) -> Array:
-    def one(pair: tuple[Array, Array]) -> Array:
-        if degree == 0:
-            return mobius(hilbert_h0_dense(*pair, grid))
-        return mobius(hilbert_rips_callback(*pair, grid, degree=degree))
+def _cloud_hilbert(cloud: tuple[Array, Array], grid: Grid, *, degree: int) -> Array:
+    if degree == 0:
+        return mobius(hilbert_h0_dense(*cloud, grid))
+    return mobius(hilbert_rips_callback(*cloud, grid, degree=degree))
 
-    return jax.lax.map(one, (distances, functions))
+
+def _cloud_euler(cloud: tuple[Array, Array], grid: Grid) -> Array:
+    return euler_rips_measure(*cloud, grid).weights
+
+
+def _cloud_filtration(cloud: tuple[Array, Array], *, degree: int) -> Filtration:
+    require_few(math.comb(len(cloud[0]), degree + 2), degree)
+    return function_rips(*cloud, max_dim=degree + 1)
+
+
+_CLOUDS = Kind(_cloud_hilbert, _cloud_euler, _cloud_filtration)
 
 
 def _distances(samples: Any) -> Array:
@@ -135,11 +133,7 @@ class GraphFunctions:
             [simplicial_complex(graph.vertices, graph.edges) for graph in samples], sizes=(room, edges)
         )
 
-        def weights(grid: Grid, degree: int) -> Array:
-            return _in_batches(functools.partial(_graph_weights, degree=degree), (complexes, values), grid)
-
-        flat = tuple(one[there] for one in found)
-        return Read(len(samples), flat, weights)
+        return Read(tuple(one[there] for one in found), (complexes, values), _GRAPHS)
 
     def _values(self, name: str, adjacency: np.ndarray, samples: Sequence[Any]) -> np.ndarray:
         kind, _, number = name.partition(":")
@@ -150,36 +144,35 @@ class GraphFunctions:
         except ValueError as error:
             raise InputError(f"function {name!r} needs a number behind the colon") from error
         # Vertices that are padding have no edges: they change nothing but closeness's number of vertices.
-        one = jax.jit(jax.vmap(lambda own: FUNCTIONS[kind](own, time)))
-        values = np.asarray(_in_batches(lambda own: one(own), adjacency))
+        values = np.asarray(over_samples(_on_vertices, adjacency, batch=_BATCH, kind=kind, time=time))
         if kind != "closeness":
             return values
         others = np.array([max(graph.vertices - 1, 1) for graph in samples])[:, None]
         return values * (adjacency.shape[1] - 1) / others
 
 
-@functools.partial(jax.jit, static_argnames="degree")
-def _graph_weights(graphs: tuple[Complex, Array], grid: Grid, *, degree: int) -> Array:
-    def one(complex: Complex, own: Array) -> Array:
-        return signed_measure(lower_star(complex, own), grid, degree=degree).weights
+def _on_vertices(adjacency: Array, *, kind: str, time: float) -> Array:
+    return FUNCTIONS[kind](adjacency, time)
 
-    return jax.vmap(one)(*graphs)
+
+def _graph_filtration(graph: tuple[Complex, Array], *, degree: int = 0) -> Filtration:
+    return lower_star(*graph)
+
+
+def _graph_hilbert(graph: tuple[Complex, Array], grid: Grid, *, degree: int) -> Array:
+    return signed_measure(_graph_filtration(graph), grid, degree=degree).weights
+
+
+def _graph_euler(graph: tuple[Complex, Array], grid: Grid) -> Array:
+    return euler_measure(_graph_filtration(graph), grid).weights
+
+
+_GRAPHS = Kind(_graph_hilbert, _graph_euler, _graph_filtration, batch=_BATCH)
 
 
 def _bucket(size: int) -> int:
     """The next power of two, so that few programs are compiled for sets of many sizes."""
     return 1 << max(size - 1, 0).bit_length()
-
-
-def _in_batches(function: Callable[..., Array], samples: Any, *shared: Any) -> Array:
-    """function(samples, *shared) over batches of one size, the last one filled up, so that one program does for all."""
-    total = len(jax.tree.leaves(samples)[0])
-    found = []
-    for start in range(0, total, _BATCH):
-        places = np.minimum(np.arange(start, start + _BATCH), total - 1)
-        batch = jax.tree.map(lambda leaf, places=places: np.asarray(leaf)[places], samples)
-        found.append(function(batch, *shared)[: total - start])
-    return jnp.concatenate(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,18 +189,25 @@ class ImageChannels:
         require_shape("samples", images, (None, None, None, None))
         require_no_nan("samples", images)
 
-        def weights(grid: Grid, degree: int) -> Array:
-            return _image_weights(images, grid, degree=degree)
-
         flat = tuple(np.asarray(images[..., i]).reshape(-1) for i in range(images.shape[-1]))
-        return Read(len(images), flat, weights)
+        return Read(flat, images, _IMAGES)
 
 
-@functools.partial(jax.jit, static_argnames="degree")
-def _image_weights(images: Array, grid: Grid, *, degree: int) -> Array:
-    return jax.lax.map(
-        lambda image: signed_measure(image_filtration(image), grid, degree=degree).weights, images
-    )
+def _image_filtration(image: Array, *, degree: int = 0) -> Filtration:
+    height, width, _ = image.shape
+    require_few((height - 1) * (width - 1), degree)
+    return image_filtration(image)
+
+
+def _image_hilbert(image: Array, grid: Grid, *, degree: int) -> Array:
+    return signed_measure(image_filtration(image), grid, degree=degree).weights
+
+
+def _image_euler(image: Array, grid: Grid) -> Array:
+    return euler_measure(_image_filtration(image), grid).weights
+
+
+_IMAGES = Kind(_image_hilbert, _image_euler, _image_filtration)
 
 
 def delay_embedding(

@@ -46,7 +46,13 @@ SYSTEMS: dict[str, System] = {
             "jaxlab.recipes.pvq",
             _LANGUAGE,
         ),
-        System("alp-gmm", "Teacher algorithms: ALP-GMM and its family", "1910.07224", "teachers"),
+        System(
+            "alp-gmm",
+            "Teacher algorithms: ALP-GMM and its family",
+            "1910.07224",
+            "teachers",
+            "jaxlab.recipes.alp_gmm",
+        ),
         System("teachmyagent", "TeachMyAgent: a benchmark of curriculum teachers", "2103.09815", "teachers"),
         System("again", "Meta Automatic Curriculum Learning (AGAIN)", "2011.08463", "teachers"),
         System(
@@ -66,6 +72,22 @@ SYSTEMS: dict[str, System] = {
             "2406.07224",
             "persistence",
             "jaxlab.recipes.persistence_optimisation",
+            ("persistence",),
+        ),
+        System(
+            "persistence-graphs",
+            "Multiparameter persistence: learned filtrations of graphs",
+            "2406.07224",
+            "persistence",
+            "jaxlab.recipes.persistence_graphs",
+            ("persistence",),
+        ),
+        System(
+            "persistence-autoencoder",
+            "Multiparameter persistence: autoencoders that keep topology",
+            "2406.07224",
+            "persistence",
+            "jaxlab.recipes.persistence_autoencoder",
             ("persistence",),
         ),
         System(

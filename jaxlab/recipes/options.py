@@ -1,8 +1,9 @@
 """Checks that the options of all recipes share."""
 
+import importlib
 from typing import Any
 
-from jaxlab.errors import InputError
+from jaxlab.errors import InputError, ResourceError
 
 
 def require_at_least(config: Any, **least: float) -> None:
@@ -17,3 +18,15 @@ def require_positive(config: Any, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
             raise InputError(f"{name} is {getattr(config, name)}; it must be > 0")
+
+
+def optional_module(name: str, *, extra: str) -> Any:
+    """A module of a package that only some recipes need.
+
+    Raises:
+      ResourceError: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ResourceError(f"{name} is needed: pip install 'jaxlab[{extra}]' ({error})") from error

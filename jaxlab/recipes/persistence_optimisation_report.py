@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.files import atomic_file
+from jaxlab.recipes.animation import save_gif
 from jaxlab.runs import RunFolder
 
 
@@ -76,18 +76,5 @@ def figures(
 
     frames = len(next(iter(tracks.values())))
     film = animation.FuncAnimation(figure, show, frames=frames)
-    with atomic_file(folder.path / "figures" / "points.gif") as temporary:
-        film.save(str(temporary), writer=_gif())
+    save_gif(folder, "points", film)
     plt.close(figure)
-
-
-def _gif() -> Any:
-    """A writer that does not look at the file's name, which is a temporary one."""
-    from matplotlib.animation import PillowWriter
-
-    class Writer(PillowWriter):
-        def finish(self) -> None:
-            first, *others = self._frames  # type: ignore[attr-defined]  # matplotlib has no types for it
-            first.save(self.outfile, format="gif", save_all=True, append_images=others, duration=150, loop=0)
-
-    return Writer(fps=6)

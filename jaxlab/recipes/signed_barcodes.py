@@ -89,7 +89,7 @@ class Dataset(NamedTuple):
     split: int | None
 
 
-class _Choice(NamedTuple):
+class Choice(NamedTuple):
     """One way to do it, and how well it did within the training set."""
 
     source: str
@@ -126,14 +126,14 @@ def run(
             return folder.summary
         with progress.stage(f"load {config.data}"):
             loaded = load_dataset(config)
-        splits = list(_splits(config, loaded))
+        parts = list(splits(config, loaded))
         done = [row for row in folder.metrics() if "step" in row]
-        with progress.stage("folds", len(splits), unit="folds") as stage:
+        with progress.stage("folds", len(parts), unit="folds") as stage:
             stage.skip(len(done))
-            for number, (train, test) in enumerate(splits, start=1):
+            for number, (train, test) in enumerate(parts, start=1):
                 if number <= len(done):
                     continue
-                choice, accuracy = _fold(config, loaded, train, test)
+                choice, accuracy = fold(config, loaded, train, test)
                 folder.log(step=number, accuracy=accuracy, tested=len(test), **choice._asdict())
                 stage.advance(1, accuracy=accuracy)
         rows = [row for row in folder.metrics() if "step" in row]
@@ -187,7 +187,12 @@ def take(samples: Any, places: np.ndarray) -> Any:
     return samples[places] if isinstance(samples, np.ndarray) else [samples[i] for i in places]
 
 
-def _splits(config: Config, loaded: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def splits(config: Config, loaded: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Training and test samples of each fold, or of the data's own split.
+
+    Raises:
+      InputError: a class has fewer samples than there are folds.
+    """
     total = len(loaded.classes)
     if loaded.split is not None:
         yield np.arange(loaded.split), np.arange(loaded.split, total)
@@ -202,12 +207,12 @@ def _splits(config: Config, loaded: Dataset) -> Iterator[tuple[np.ndarray, np.nd
     yield from folds.split(np.zeros(total), loaded.classes)
 
 
-def _fold(config: Config, loaded: Dataset, train: np.ndarray, test: np.ndarray) -> tuple[_Choice, float]:
+def fold(config: Config, loaded: Dataset, train: np.ndarray, test: np.ndarray) -> tuple[Choice, float]:
     """The choice made on the training samples alone, and its accuracy on the others."""
     selection = _sklearn("model_selection")
     classes = loaded.classes
     inner = selection.StratifiedKFold(config.inner_folds, shuffle=True, random_state=config.seed)
-    best: tuple[_Choice, Any] | None = None
+    best: tuple[Choice, Any] | None = None
     for name, source in loaded.sources.items():
         features = _features(config, source).fit(take(loaded.samples, train))
         measures = [features.measures(take(loaded.samples, part)) for part in (train, test)]
@@ -218,7 +223,7 @@ def _fold(config: Config, loaded: Dataset, train: np.ndarray, test: np.ndarray) 
             for kind, classifier, (x, test_x) in _classifiers(config, vectors, len(features.degrees)):
                 scores = selection.cross_val_score(classifier, x, classes[train], cv=inner)
                 if best is None or scores.mean() > best[0].score:
-                    choice = _Choice(name, bandwidth, kind, float(scores.mean()))
+                    choice = Choice(name, bandwidth, kind, float(scores.mean()))
                     fitted = classifier.fit(x, classes[train])
                     best = choice, float(fitted.score(test_x, classes[test]))
     assert best is not None

@@ -1,5 +1,6 @@
 """Betti curves of Rips complexes against the reduction of the whole boundary matrix."""
 
+import functools
 from itertools import combinations
 
 import jax
@@ -7,8 +8,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lowering import holds_kernel
 from test_z2_reduction import reduce_by_sets
 
+from jaxlab.kernels import rips_cohomology_pallas
 from jaxlab.kernels.rips_cohomology import rips_edges, rips_h1_curve
 
 
@@ -51,28 +54,79 @@ def test_curve_is_that_of_the_whole_complex(n, lines, bound):
         assert np.array_equal(found[i], curve_by_reduction(weights[i], present[i], lines))
 
 
+def curve_of(weights, present, lines, max_cols):
+    program = jax.jit(lambda w, p: rips_h1_curve(rips_edges(w), p, lines=lines, max_cols=max_cols))
+    return program(weights, present)
+
+
 def test_classes_that_never_die_are_counted_to_the_end():
     """A square whose diagonals never enter, and one whose diagonals do."""
-    weights = np.array([[0, 1, 9, 2], [1, 0, 2, 9], [9, 2, 0, 3], [2, 9, 3, 0]])
-    assert (
-        rips_h1_curve(rips_edges(weights), jnp.ones(4, bool), lines=9, max_cols=4)[0].tolist()
-        == [0] * 3 + [1] * 6
-    )
-    weights[weights == 9] = 5
-    assert (
-        rips_h1_curve(rips_edges(weights), jnp.ones(4, bool), lines=9, max_cols=4)[0].tolist()
-        == [0] * 3 + [1, 1] + [0] * 4
-    )
+    never = np.array([[0, 1, 9, 2], [1, 0, 2, 9], [9, 2, 0, 3], [2, 9, 3, 0]])
+    curve = functools.partial(curve_of, present=np.ones(4, bool), lines=9, max_cols=4)
+    assert curve(never)[0].tolist() == [0] * 3 + [1] * 6
+    assert curve(np.where(never == 9, 5, never))[0].tolist() == [0] * 3 + [1, 1] + [0] * 4
 
 
 def test_columns_beyond_the_room_are_reported():
     weights, _ = random_weights(12, 40, 0, bound=41)
-    _, needed = rips_h1_curve(rips_edges(weights), jnp.ones(12, bool), lines=40, max_cols=1)
-    assert needed > 1
+    assert curve_of(weights, np.ones(12, bool), 40, 1)[1] > 1
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_lowers_for_every_platform(platform):
-    shapes = (jax.ShapeDtypeStruct((9, 9), jnp.int32), jax.ShapeDtypeStruct((9,), jnp.bool))
-    program = jax.jit(lambda w, there: rips_h1_curve(rips_edges(w), there, lines=7, max_cols=4))
-    assert jax.export.export(program, platforms=[platform])(*shapes).platforms == (platform,)
+def test_kernel_gives_the_same_integers(monkeypatch):
+    """Interpreted, a slice a program, columns of several chunks; against the reduction and the plain version."""
+    n, lines, slices = 34, 300, 2
+    monkeypatch.setattr(rips_cohomology_pallas, "_CHUNK", 64)
+    weights, _ = random_weights(n, lines, n, bound=900)
+    present = np.random.default_rng(n).random((slices, n)) < 0.8
+
+    def curves(weights, present, implementation):
+        edges = rips_edges(weights)
+        return jax.vmap(
+            lambda there: rips_h1_curve(edges, there, lines=lines, max_cols=64, implementation=implementation)
+        )(present)
+
+    program = jax.jit(curves, static_argnums=2)
+    weights = np.minimum(weights, lines)
+    plain, found = (program(weights, present, name) for name in ("xla", "pallas"))
+    assert np.array_equal(found[0], plain[0]) and np.array_equal(found[1], plain[1]) and found[0].any()
+    for i in range(slices):
+        assert np.array_equal(found[0][i], curve_by_reduction(weights, present[i], lines))
+
+
+def test_unknown_implementations_and_too_large_columns_are_refused():
+    with pytest.raises(ValueError, match="implementation = 'cuda'"):
+        rips_h1_curve(None, None, lines=1, max_cols=1, implementation="cuda")
+    n, edges, room = 300, 300 * 299 // 2, 6000
+    sizes = [(edges, 2), (n, n), (n,), (edges,), (), (room,), ()]
+    given = [jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes]
+    with pytest.raises(ValueError, match="300 points and 6000 columns"):
+        jax.eval_shape(rips_cohomology_pallas.reduce_columns, *given)
+
+
+def lowered(implementation, n, max_cols):
+    """A program of several slices, and what it takes."""
+
+    def program(weights, present):
+        edges = rips_edges(weights)
+        return jax.vmap(
+            lambda there: rips_h1_curve(
+                edges, there, lines=7, max_cols=max_cols, implementation=implementation
+            )
+        )(present)
+
+    return program, (jax.ShapeDtypeStruct((n, n), jnp.int32), jax.ShapeDtypeStruct((5, n), jnp.bool))
+
+
+@pytest.mark.parametrize(
+    ("platform", "implementation"),
+    [("cpu", "xla"), ("cuda", "xla"), ("tpu", "xla"), ("cpu", "pallas"), ("tpu", "pallas")],
+)
+def test_lowers_for_every_platform(platform, implementation):
+    program, shapes = lowered(implementation, 9, 4)
+    assert jax.export.export(jax.jit(program), platforms=[platform])(*shapes).platforms == (platform,)
+
+
+@pytest.mark.parametrize(("n", "max_cols"), [(3, 1), (50, 64), (200, 20)])
+def test_kernel_lowers_for_nvidia_gpus(n, max_cols):
+    program, shapes = lowered("pallas", n, max_cols)
+    assert holds_kernel(program, *shapes, platform="cuda")

@@ -1,5 +1,6 @@
 """Homology of sublevel complexes by plain elimination over Z/2, and random filtrations to try it on."""
 
+import dataclasses
 import itertools
 
 import jax.numpy as jnp
@@ -85,10 +86,23 @@ def random_filtration(seed, parameters, *, vertices=6, dimension=3, levels=4):
         simplices.append(np.array(own).reshape(-1, d + 1))
         below = set(own)
     complex = persistence.simplicial_complex(vertices, *simplices)
-    grades = [
-        jnp.asarray(rng.integers(0, levels, (size, parameters)) / 2, jnp.float32) for size in complex.sizes
-    ]
-    return persistence.raise_to_faces(complex, grades)
+    # In NumPy: JAX would compile a program for every size that occurs.
+    grades = [rng.integers(0, levels, (size, parameters)) / 2 for size in complex.sizes]
+    for k in range(1, len(grades)):
+        grades[k] = np.maximum(grades[k], grades[k - 1][np.asarray(complex.faces[k])].max(1))
+    return persistence.Filtration(complex, tuple(jnp.asarray(own, jnp.float32) for own in grades))
+
+
+def padded(filtration, sizes=(6, 15, 20, 15)):
+    """The filtration with masked cells that never enter, so that one program does for many complexes."""
+    complex = persistence.pad_complex(filtration.complex, sizes)
+    grades = []
+    for k, size in enumerate(complex.sizes):
+        own = np.full((size, filtration.parameters), np.inf, filtration.grades[0].dtype)
+        if k < len(filtration.grades):
+            own[: len(filtration.grades[k])] = filtration.grades[k]
+        grades.append(jnp.asarray(own))
+    return persistence.Filtration(dataclasses.replace(complex, no_two_cycles=False), tuple(grades))
 
 
 def exact_grid(filtration):

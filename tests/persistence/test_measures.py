@@ -19,6 +19,7 @@ from jaxlab.persistence import (
     densify,
     integrate,
     mobius,
+    rescale,
     sparsify,
     total_mass,
 )
@@ -118,3 +119,33 @@ def test_points_of_atoms_are_differentiable_in_the_lines():
 def test_a_corner_of_the_wrong_size_is_named():
     with pytest.raises(InputError, match=r"corner has shape \(3,\), but must have shape \(2\)"):
         balance_mass(random_measure((2, 2), 0), jnp.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (3, 1, 2)])
+def test_rescaling_maps_the_atoms_and_keeps_their_weights(shape):
+    """Dense and sparse; a parameter without extent is moved alone."""
+    measure = random_measure(shape, 1)
+    lo = np.array([float(lines[0]) for lines in measure.grid.coords], np.float32)
+    hi = np.array([float(lines[-1]) for lines in measure.grid.coords], np.float32)
+    width = np.where(hi > lo, hi - lo, 1)
+    expected = {
+        tuple(np.float32((point - lo) / width).tolist()): weight for point, weight in atoms(measure).items()
+    }
+    sparse, _ = sparsify(measure, max_atoms=measure.weights.size)
+    assert len(expected) > 1
+    for form in (measure, sparse):
+        found = rescale(form, jnp.asarray(lo), jnp.asarray(hi))
+        assert type(found) is type(form) and atoms(found) == expected
+
+
+def test_rescaling_is_differentiable_and_names_what_is_wrong():
+    measure = random_measure((4, 3), 2)
+    lo, hi = jnp.array([0.0, 1.0]), jnp.array([2.0, 5.0])
+    slope = jax.grad(lambda hi: rescale(measure, lo, hi).grid.coords[0].sum())(hi)
+    np.testing.assert_allclose(slope, [-float(measure.grid.coords[0].sum()) / 4, 0], rtol=1e-6)
+    with pytest.raises(InputError, match="must not be below lo"):
+        rescale(measure, hi, lo)
+    with pytest.raises(InputError, match=r"lo has shape \(1,\)"):
+        rescale(measure, lo[:1], hi)
+    with pytest.raises(InputError, match=r"hi\[1\] is inf"):
+        rescale(measure, lo, jnp.array([2.0, jnp.inf]))

@@ -36,11 +36,11 @@ def test_components_and_euler_surface_equal_elimination(q, resolution):
     assert np.array_equal(integrate(measure.weights), euler)
 
 
-@pytest.mark.parametrize("max_dim", [0, 1, 2])
-def test_blocks_of_triangles_have_no_seam(max_dim):
-    """More points than one block holds."""
-    distances, values = cloud(37)
-    grid = rips_grid(distances, values, strategy="regular_closest", resolution=(9, 7))
+@pytest.mark.parametrize(("max_dim", "lines"), [(0, 9), (1, 9), (2, 9), (2, 140)])
+def test_all_ways_to_count_simplices_agree_with_the_explicit_complex(max_dim, lines):
+    """More points than a word has bits; for more than 128 lines triangles are enumerated, in blocks without a seam."""
+    distances, values = cloud(67 if lines > 128 else 37)
+    grid = rips_grid(distances, values, strategy="regular_closest", resolution=(lines, 7))
     explicit = euler_measure(function_rips(distances, values, max_dim=max_dim), grid)
     found = euler_rips_measure(distances, values, grid, max_dim=max_dim)
     assert np.array_equal(found.weights, explicit.weights)

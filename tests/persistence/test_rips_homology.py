@@ -1,5 +1,7 @@
 """H_1 of function-Rips filtrations: elimination, gudhi, and the known value of twelve points."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,12 @@ from homology_oracle import hilbert_functions
 from jaxlab.errors import InputError
 from jaxlab.persistence import (
     DenseMeasure,
+    Grid,
     codensity,
+    degree_rips_grid,
     function_rips,
     hilbert_generic,
+    hilbert_h1_degree_rips,
     hilbert_rips_callback,
     hilbert_rips_h1,
     mobius,
@@ -62,6 +67,30 @@ def test_gudhi_gives_the_same_integers_in_every_slice(n):
     assert np.array_equal(found, hilbert_rips_callback(distances, values, grid, degree=1)) and found.any()
 
 
+def test_degree_rips_cycles_are_gudhis_in_every_slice():
+    """Whole flag complexes, a slice a degree, by the distances themselves; also by the kernel and on the host."""
+    gudhi = pytest.importorskip("gudhi")
+    rng = np.random.default_rng(1)
+    circle = noisy_circle(20)
+    stray = rng.uniform(-1, 1, (4, 2))  # born late, and inside
+    distances = pairwise_distance(jnp.asarray(np.concatenate([circle, stray]), jnp.float32))
+    degrees = (6, 3, 2, 0)
+    grid = degree_rips_grid(distances, degrees, strategy="regular_closest", resolution=25)
+    lines, d = np.asarray(grid.coords[0]), np.asarray(distances)
+    expected = np.zeros((len(lines), len(degrees)), int)
+    for slice_, k in enumerate(degrees):
+        born = np.sort(d, axis=1)[:, k]
+        tree = gudhi.SimplexTree.create_from_array(np.maximum(d, np.maximum.outer(born, born)))
+        tree.expansion(2)
+        tree.compute_persistence(homology_coeff_field=2, persistence_dim_max=True)
+        for birth, death in tree.persistence_intervals_in_dimension(1):
+            expected[:, slice_] += (birth <= lines) & (lines < death)
+    assert expected.any(axis=0).sum() >= 3 and len({tuple(column) for column in expected.T}) >= 3
+    for backend in ("auto", "pallas", "gudhi"):
+        found, overflow = hilbert_h1_degree_rips(distances, degrees, grid, max_cols=16, backend=backend)
+        assert np.array_equal(found, expected) and not overflow
+
+
 def test_batches_agree_with_single_clouds():
     clouds = [cloud(10, seed=s) for s in range(3)]
     distances, values = (jnp.stack(a) for a in zip(*clouds, strict=True))
@@ -84,6 +113,23 @@ def test_too_little_room_for_columns_is_an_error_and_a_flag_under_jit():
     assert flag and not hilbert_rips_h1(distances, values, grid)[1]
 
 
+def test_large_clouds_go_to_gudhi_on_a_cpu_where_it_can_run(monkeypatch):
+    """By the traced program: a callback, or none."""
+    pytest.importorskip("gudhi")
+
+    def calls_back(n):
+        shapes = jax.ShapeDtypeStruct((n, n), jnp.float32), Grid((jax.ShapeDtypeStruct((5,), jnp.float32),))
+        program = jax.make_jaxpr(lambda d, g: hilbert_rips_h1(d, jnp.zeros((n, 0)), g)[0])
+        return "pure_callback" in str(program(*shapes))
+
+    assert calls_back(161) and not calls_back(160)
+    with monkeypatch.context() as several_hosts:
+        several_hosts.setattr(jax, "process_count", lambda: 2)
+        assert not calls_back(161)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not calls_back(161)
+
+
 def test_fewer_than_three_points_have_no_cycle():
     for n in (1, 2):
         grid = rips_grid(*cloud(n))
@@ -98,3 +144,5 @@ def test_wrong_options_are_named():
         hilbert_rips_h1(distances, values, grid, max_cols=0)
     with pytest.raises(InputError, match="backend is 'cuda'"):
         hilbert_rips_h1(distances, values, grid, backend="cuda")
+    with pytest.raises(InputError, match="must decrease, within 0 to 4"):
+        hilbert_h1_degree_rips(distances, (1, 2), grid)

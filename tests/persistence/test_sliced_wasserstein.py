@@ -79,6 +79,16 @@ def test_distances_are_a_metric_and_kernels_positive_definite():
         assert np.linalg.eigvalsh(kernel).min() > -1e-9
 
 
+@pytest.mark.parametrize("features", [0, 7, 2500])
+def test_matrix_is_the_city_block_distance_for_any_number_of_features(features):
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(5, features)), rng.normal(size=(3, features))
+    expected = np.abs(first[:, None] - second).sum(-1)
+    np.testing.assert_allclose(sw_matrix(jnp.asarray(first), jnp.asarray(second)), expected, rtol=1e-13)
+    slopes = jax.grad(lambda x: jnp.sum(sw_matrix(x, jnp.asarray(second))))(jnp.asarray(first))
+    np.testing.assert_allclose(slopes, np.sign(first[:, None] - second).sum(1), atol=1e-12)
+
+
 def test_moving_one_point_costs_its_way():
     """A unit atom moved by (3, 4): the mean of |<theta, (3, 4)>|, 5 * 2 / pi over all directions."""
     angles = np.linspace(0, np.pi, 1000, endpoint=False)

@@ -46,7 +46,7 @@ def test_the_summary_holds_what_was_found(finished):
 
 def test_a_stopped_run_ends_like_one_left_alone(finished, tmp_path, monkeypatch):
     _, expected = finished
-    fold = signed_barcodes._fold
+    fold = signed_barcodes.fold
     calls = []
 
     def stopping(*args):
@@ -55,7 +55,7 @@ def test_a_stopped_run_ends_like_one_left_alone(finished, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return fold(*args)
 
-    monkeypatch.setattr(signed_barcodes, "_fold", stopping)
+    monkeypatch.setattr(signed_barcodes, "fold", stopping)
     with pytest.raises(KeyboardInterrupt):
         signed_barcodes.run(SMALL, out=tmp_path / "run")
     summary = signed_barcodes.run(SMALL, out=tmp_path / "run", resume=True)
@@ -66,11 +66,11 @@ def test_a_stopped_run_ends_like_one_left_alone(finished, tmp_path, monkeypatch)
 def test_choices_see_no_test_sample(monkeypatch):
     """Labels of test samples turned at random change what is measured, and nothing that is chosen."""
     loaded = signed_barcodes.load_dataset(SMALL)
-    train, test = next(signed_barcodes._splits(SMALL, loaded))
-    choice, _ = signed_barcodes._fold(SMALL, loaded, train, test)
+    train, test = next(signed_barcodes.splits(SMALL, loaded))
+    choice, _ = signed_barcodes.fold(SMALL, loaded, train, test)
     shuffled = loaded.classes.copy()
     shuffled[test] = 1 - shuffled[test]
-    again, accuracy = signed_barcodes._fold(SMALL, loaded._replace(classes=shuffled), train, test)
+    again, accuracy = signed_barcodes.fold(SMALL, loaded._replace(classes=shuffled), train, test)
     assert again == choice
     assert accuracy == pytest.approx(1 - _)
 
