@@ -16,6 +16,13 @@ jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def pytest_configure(config):
+    """The fast tests wait for compilers more than for results: LLVM, not XLA, leaves its optimisations out."""
+    if config.option.markexpr == "not slow":
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_let_go():
     """Each program of XLA's CPU backend holds memory maps, of which a process may have only some 65,000."""

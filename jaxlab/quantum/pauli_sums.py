@@ -23,6 +23,9 @@ MOST_WIRES = 30
 _FEWEST_X_WORDS = 6
 """Words of X alone that are worth a Hadamard gate on every wire, and another one behind."""
 
+_KNOWN_WIRES = 13
+"""Up to here diagonals of known coefficients are constants of the program, 64 KB each at most."""
+
 _Operator: TypeAlias = kernel.Words | kernel.Tables | kernel.Split
 
 Term: TypeAlias = tuple[Any, str, Sequence[int]]
@@ -456,7 +459,7 @@ def _split(hamiltonian: PauliSum) -> _Operator:
     """The words of Z alone and, where they are many, those of X alone, apart from the others: as two diagonals."""
     if any(isinstance(mask, jax.core.Tracer) for mask in (hamiltonian.x, hamiltonian.z)):
         return _kernel_words(hamiltonian)
-    x, z, c = np.asarray(hamiltonian.x), np.asarray(hamiltonian.z), jnp.asarray(hamiltonian.c)
+    x, z, c = np.asarray(hamiltonian.x), np.asarray(hamiltonian.z), hamiltonian.c
     of_z = x == 0
     of_x = ~of_z & ~np.any(z, axis=1)
     if np.sum(of_x) < _FEWEST_X_WORDS:
@@ -465,15 +468,33 @@ def _split(hamiltonian: PauliSum) -> _Operator:
     if np.all(others) or (len(x) == 1 and not np.any(of_x)):
         return _kernel_words(hamiltonian)
 
-    def diagonal(masks: np.ndarray, own: Array) -> kernel.Words:
-        return kernel.Words(jnp.zeros(1, jnp.int32), jnp.asarray(masks.reshape(1, -1)), own.reshape(1, -1))
+    known = isinstance(hamiltonian.c, np.ndarray) and hamiltonian.n <= _KNOWN_WIRES
+
+    def diagonal(masks: np.ndarray, own: Any) -> kernel.Words | kernel.Tables:
+        if known:
+            values = _walsh(masks.reshape(-1), np.asarray(own).reshape(-1), hamiltonian.n)
+            return kernel.Tables(jnp.zeros(1, jnp.int32), jnp.zeros(1, bool), jnp.asarray(values[None]))
+        return kernel.Words(
+            jnp.zeros(1, jnp.int32), jnp.asarray(masks.reshape(1, -1)), jnp.asarray(own).reshape(1, -1)
+        )
 
     return kernel.Split(
         diagonal(z[of_z], c[of_z]) if np.any(of_z) else None,
         # of such a row all words are one
         diagonal(x[of_x], c[of_x].sum(axis=1)) if np.any(of_x) else None,
-        kernel.Words(jnp.asarray(x[others]), jnp.asarray(z[others]), c[others]) if np.any(others) else None,
+        kernel.Words(*(jnp.asarray(part[others]) for part in (x, z, c))) if np.any(others) else None,
     )
+
+
+def _walsh(masks: np.ndarray, c: np.ndarray, n: int) -> np.ndarray:
+    """Sum over words of c (-1)^parity(j AND mask), for all j: the Walsh transform of c, by halves of the index."""
+    at_masks = np.zeros(1 << n, c.dtype)
+    np.add.at(at_masks, masks, c)
+    upper, lower = (
+        1.0 - 2 * (np.bitwise_count(np.arange(1 << bits)[:, None] & np.arange(1 << bits)) & 1)
+        for bits in (n // 2, n - n // 2)
+    )
+    return (upper @ at_masks.reshape(len(upper), -1) @ lower).reshape(-1)
 
 
 def _real(operator: _Operator) -> _Operator:

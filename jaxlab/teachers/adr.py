@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
-from jaxlab.teachers.protocol import Teacher, every_episode_teacher
+from jaxlab.teachers.protocol import Episode, Teacher, every_episode_teacher
 from jaxlab.teachers.spaces import (
     TaskGaussian,
     TaskSpace,
@@ -97,10 +97,10 @@ def adr_teacher(config: ADRConfig | None = None) -> Teacher:
         task = jnp.where(boundary & chosen & ~full, side, inside)
         return jnp.clip(task, state.low, state.high), state
 
-    def learn(state: ADRState, task: Float[Array, " dim"], ret: Float[Array, ""]) -> ADRState:
+    def learn(state: ADRState, episode: Episode) -> ADRState:
         # Equality on purpose: a task lies on a side when it was put there.
-        hit = jnp.stack([task == state.low, task == state.high])
-        totals = state.totals + jnp.where(hit, ret, 0)
+        hit = jnp.stack([episode.task == state.low, episode.task == state.high])
+        totals = state.totals + jnp.where(hit, episode.ret, 0)
         counts = state.counts + hit
         full = counts == options.queue_length
         mean = totals / options.queue_length

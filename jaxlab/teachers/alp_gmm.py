@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
 from jaxlab.kernels.gaussian_mixtures import Criterion, fit_mixtures
 from jaxlab.kernels.nearest_neighbor import nearest_neighbor
-from jaxlab.teachers.protocol import Teacher, periodic_teacher
+from jaxlab.teachers.protocol import Feedback, Teacher, periodic_teacher
 from jaxlab.teachers.spaces import TaskGaussian, TaskSpace, check_gaussian
 from jaxlab.teachers.task_mixtures import (
     TaskMixture,
@@ -107,17 +107,13 @@ def alp_gmm_teacher(config: ALPGMMConfig | None = None) -> Teacher:
             faults=jnp.int32(0),
         )
 
-    def record(
-        state: ALPGMMState,
-        tasks: Float[Array, "B dim"],
-        returns: Float[Array, " B"],
-        mask: Bool[Array, " B"],
-    ) -> ALPGMMState:
+    def record(state: ALPGMMState, feedback: Feedback) -> ALPGMMState:
+        mask = feedback.mask
         slot = state.episodes - state.forgotten + jnp.cumsum(mask) - 1
         slot = jnp.where(mask, slot, slots)
         return state._replace(
-            tasks=state.tasks.at[slot].set(tasks, mode="drop"),
-            returns=state.returns.at[slot].set(returns, mode="drop"),
+            tasks=state.tasks.at[slot].set(feedback.task, mode="drop"),
+            returns=state.returns.at[slot].set(feedback.ret, mode="drop"),
             episodes=state.episodes + jnp.sum(mask, dtype=jnp.int32),
         )
 

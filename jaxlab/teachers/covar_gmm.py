@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlab.kernels.gaussian_mixtures import fit_mixtures
-from jaxlab.teachers.protocol import Teacher, periodic_teacher
+from jaxlab.teachers.protocol import Feedback, Teacher, periodic_teacher
 from jaxlab.teachers.spaces import TaskGaussian, TaskSpace, check_gaussian
 from jaxlab.teachers.task_mixtures import (
     TaskMixture,
@@ -82,14 +82,10 @@ def covar_gmm_teacher(config: CovarGMMConfig | None = None) -> Teacher:
             faults=jnp.int32(0),
         )
 
-    def record(
-        state: CovarGMMState,
-        tasks: Float[Array, "B dim"],
-        returns: Float[Array, " B"],
-        mask: Bool[Array, " B"],
-    ) -> CovarGMMState:
+    def record(state: CovarGMMState, feedback: Feedback) -> CovarGMMState:
+        mask = feedback.mask
         place = state.episodes % fit_rate + jnp.cumsum(mask) - 1
-        rows = jnp.concatenate([tasks, (place / fit_rate)[:, None], returns[:, None]], axis=1)
+        rows = jnp.concatenate([feedback.task, (place / fit_rate)[:, None], feedback.ret[:, None]], axis=1)
         return state._replace(
             rows=state.rows.at[jnp.where(mask, place, fit_rate)].set(rows, mode="drop"),
             episodes=state.episodes + jnp.sum(mask, dtype=jnp.int32),

@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab.errors import InputError
-from jaxlab.teachers.protocol import Teacher
+from jaxlab.teachers.protocol import Teacher, returns_feedback
 from jaxlab.teachers.spaces import TaskSpace
 
 
@@ -97,7 +96,7 @@ def _play_period(
         return world.episode(state, key, task)
 
     world_state, returns = jax.lax.scan(episode, world_state, (tasks, jax.random.split(play_key, length)))
-    teacher_state = teacher.record(teacher_state, tasks, returns, jnp.ones(length, bool))
+    teacher_state = teacher.record(teacher_state, returns_feedback(tasks, returns))
     return teacher.refit(teacher_state), world_state, tasks, returns
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
-from jaxlab.teachers.protocol import Teacher, periodic_teacher
+from jaxlab.teachers.protocol import Feedback, Teacher, periodic_teacher
 from jaxlab.teachers.spaces import TaskSpace, clip_task, uniform_log_density
 
 
@@ -68,16 +68,10 @@ def oracle_teacher(config: OracleConfig) -> Teacher:
         inside = config.window * state.space.extent * jax.random.uniform(key, state.corner.shape)
         return clip_task(state.space, state.corner + inside)
 
-    def record(
-        state: OracleState,
-        tasks: Float[Array, "B dim"],
-        returns: Float[Array, " B"],
-        mask: Bool[Array, " B"],
-    ) -> OracleState:
-        del tasks
+    def record(state: OracleState, feedback: Feedback) -> OracleState:
         return state._replace(
-            total=state.total + jnp.sum(jnp.where(mask, returns, 0)),
-            episodes=state.episodes + jnp.sum(mask, dtype=jnp.int32),
+            total=state.total + jnp.sum(jnp.where(feedback.mask, feedback.ret, 0)),
+            episodes=state.episodes + jnp.sum(feedback.mask, dtype=jnp.int32),
         )
 
     def refit(state: OracleState) -> OracleState:

@@ -38,6 +38,16 @@ class Feedback(NamedTuple):
     """What a replay teacher ranks tasks by; 0 where nothing does."""
 
 
+class Episode(NamedTuple):
+    """One finished episode, as a teacher learns from it; see `Feedback`."""
+
+    task: Float[Array, " dim"]
+    ret: Float[Array, ""]
+    success: Bool[Array, ""]
+    length: Int[Array, ""]
+    score: Float[Array, ""]
+
+
 class StepFeedback(NamedTuple):
     """One step of B parallel students, for teachers that look inside episodes."""
 
@@ -56,7 +66,7 @@ class Teacher(NamedTuple):
     sample: Callable[[State, jax.Array], tuple[Float[Array, " dim"], State]]
     """(state, key) -> (task, state)."""
     update: Callable[[State, Float[Array, " dim"], Float[Array, ""]], State]
-    """(state, task, return) -> state."""
+    """(state, task, return) -> state. What counts as success follows from the return, the length is 1, the score 0."""
     sample_batch: Callable[[State, jax.Array, int], tuple[Float[Array, "n dim"], State]]
     """(state, key, n) -> (tasks, state): as `sample` with each key of `jax.random.split(key, n)` in turn."""
     update_batch: Callable[[State, jax.Array, Feedback], State]
@@ -69,10 +79,33 @@ class Teacher(NamedTuple):
     """state -> figures to show; "error" is not 0 after bad feedback under jit."""
     period: int
     """The sampler changes after every so many episodes; 0 if any episode may change it."""
-    record: Callable[[State, Float[Array, "B dim"], Float[Array, " B"], Bool[Array, " B"]], State]
-    """(state, tasks, returns, mask) -> state: notes episodes that cross no period. Only where `period` > 0."""
+    record: Callable[[State, Feedback], State]
+    """(state, feedback) -> state: notes episodes that cross no period. Only where `period` > 0."""
     refit: Callable[[State], State]
     """state -> state at the end of a period. Only where `period` > 0."""
+
+
+def returns_feedback(
+    tasks: Float[Array, "B dim"],
+    rets: Float[Array, " B"],
+    mask: Bool[Array, " B"] | None = None,
+    *,
+    success_return: float | None = None,
+) -> Feedback:
+    """Feedback of which only tasks and returns are known.
+
+    Args:
+      tasks: of the episodes.
+      rets: theirs.
+      mask: which have finished; all by default.
+      success_return: a return above this is a success; None: nothing is.
+    """
+    rets = jnp.asarray(rets)
+    finished = jnp.ones(rets.shape, bool) if mask is None else mask
+    success = jnp.zeros(rets.shape, bool) if success_return is None else rets > success_return
+    return Feedback(
+        tasks, rets, success, jnp.ones(rets.shape, jnp.int32), finished, jnp.zeros(rets.shape, jnp.float32)
+    )
 
 
 def _nothing(state: State, key: jax.Array, step: StepFeedback) -> State:
@@ -84,26 +117,32 @@ def every_episode_teacher(
     *,
     init: Callable[[jax.Array, TaskSpace], State],
     sample: Callable[[State, jax.Array], tuple[Float[Array, " dim"], State]],
-    learn: Callable[[State, Float[Array, " dim"], Float[Array, ""]], State],
+    learn: Callable[[State, Episode], State],
     density: Callable[[State, Float[Array, "m dim"]], Float[Array, " m"]],
     metrics: Callable[[State], dict[str, Array]],
     return_range: tuple[float, float] | None = None,
+    success_return: float | None = None,
+    on_step: Callable[[State, jax.Array, StepFeedback], State] = _nothing,
 ) -> Teacher:
     """A teacher that may change its sampler with every episode.
 
     Args:
       init: see `Teacher`.
       sample: see `Teacher`.
-      learn: `Teacher.update` for checked feedback and scaled returns.
+      learn: (state, episode) -> state for checked episodes with scaled returns.
       density: see `Teacher`.
       metrics: see `Teacher`, without "error".
       return_range: see `scaled_return`.
+      success_return: to `update`, a return (not scaled) above this is a success; `update_batch` is told.
+      on_step: see `Teacher`.
     """
     check_return_range(return_range)
 
     def update(state: State, task: Float[Array, " dim"], ret: Float[Array, ""]) -> State:
-        state = _checked(state, task[None], jnp.asarray(ret)[None], jnp.ones(1, bool))
-        return learn(state, task, scaled_return(ret, return_range))
+        only = returns_feedback(
+            jnp.asarray(task)[None], jnp.asarray(ret)[None], success_return=success_return
+        )
+        return learn(_checked(state, only), _episode(jax.tree.map(lambda x: x[0], only), return_range))
 
     def sample_batch(state: State, key: jax.Array, n: int) -> tuple[Float[Array, "n dim"], State]:
         def one(state: State, key: jax.Array) -> tuple[State, Float[Array, " dim"]]:
@@ -115,14 +154,12 @@ def every_episode_teacher(
 
     def update_batch(state: State, key: jax.Array, feedback: Feedback) -> State:
         del key
-        state = _checked(state, feedback.task, feedback.ret, feedback.mask)
 
-        def one(state: State, row: tuple[Array, Array, Array]) -> tuple[State, None]:
-            task, ret, finished = row
-            learnt = learn(state, task, scaled_return(ret, return_range))
-            return jax.tree.map(lambda a, b: jnp.where(finished, a, b), learnt, state), None
+        def one(state: State, row: Feedback) -> tuple[State, None]:
+            learnt = learn(state, _episode(row, return_range))
+            return jax.tree.map(lambda a, b: jnp.where(row.mask, a, b), learnt, state), None
 
-        return jax.lax.scan(one, state, (feedback.task, feedback.ret, feedback.mask))[0]
+        return jax.lax.scan(one, _checked(state, feedback), feedback)[0]
 
     return Teacher(
         init=init,
@@ -130,7 +167,7 @@ def every_episode_teacher(
         update=update,
         sample_batch=sample_batch,
         update_batch=update_batch,
-        on_step=_nothing,
+        on_step=on_step,
         density=density,
         metrics=lambda state: {**metrics(state), "error": state.faults},
         period=0,
@@ -144,11 +181,13 @@ def periodic_teacher(
     period: int,
     init: Callable[[jax.Array, TaskSpace], State],
     sample: Callable[[State, jax.Array], Float[Array, " dim"]],
-    record: Callable[[State, Float[Array, "B dim"], Float[Array, " B"], Bool[Array, " B"]], State],
+    record: Callable[[State, Feedback], State],
     refit: Callable[[State], State],
     density: Callable[[State, Float[Array, "m dim"]], Float[Array, " m"]],
     metrics: Callable[[State], dict[str, Array]],
     return_range: tuple[float, float] | None = None,
+    success_return: float | None = None,
+    on_step: Callable[[State, jax.Array, StepFeedback], State] = _nothing,
 ) -> Teacher:
     """A teacher whose sampler changes every `period` episodes; its state counts them in `episodes`.
 
@@ -164,17 +203,20 @@ def periodic_teacher(
       density: see `Teacher`.
       metrics: see `Teacher`, without "error".
       return_range: see `scaled_return`.
+      success_return: to `update`, a return (not scaled) above this is a success; the rest is told.
+      on_step: see `Teacher`.
     """
     check_return_range(return_range)
 
-    def checked_record(
-        state: State, tasks: Float[Array, "B dim"], rets: Float[Array, " B"], mask: Bool[Array, " B"]
-    ) -> State:
-        state = _checked(state, tasks, rets, mask)
-        return record(state, tasks, scaled_return(rets, return_range), mask)
+    def checked_record(state: State, feedback: Feedback) -> State:
+        scaled = feedback._replace(ret=scaled_return(feedback.ret, return_range))
+        return record(_checked(state, feedback), scaled)
 
     def update(state: State, task: Float[Array, " dim"], ret: Float[Array, ""]) -> State:
-        state = checked_record(state, task[None], jnp.asarray(ret)[None], jnp.ones(1, bool))
+        only = returns_feedback(
+            jnp.asarray(task)[None], jnp.asarray(ret)[None], success_return=success_return
+        )
+        state = checked_record(state, only)
         return jax.lax.cond(state.episodes % period == 0, refit, lambda state: state, state)
 
     def update_batch(state: State, key: jax.Array, feedback: Feedback) -> State:
@@ -182,7 +224,7 @@ def periodic_teacher(
         left = feedback.mask
         for _ in range(left.shape[0] // period + 1):
             now = left & (jnp.cumsum(left) <= period - state.episodes % period)
-            state = checked_record(state, feedback.task, feedback.ret, now)
+            state = checked_record(state, feedback._replace(mask=now))
             ended = jnp.any(now) & (state.episodes % period == 0)
             state = jax.lax.cond(ended, refit, lambda state: state, state)
             left = left & ~now
@@ -197,13 +239,18 @@ def periodic_teacher(
             state,
         ),
         update_batch=update_batch,
-        on_step=_nothing,
+        on_step=on_step,
         density=density,
         metrics=lambda state: {**metrics(state), "error": state.faults},
         period=period,
         record=checked_record,
         refit=refit,
     )
+
+
+def _episode(row: Feedback, return_range: tuple[float, float] | None) -> Episode:
+    """A row of feedback with its return scaled."""
+    return Episode(row.task, scaled_return(row.ret, return_range), row.success, row.length, row.score)
 
 
 def _has_no_period(*arguments: Any) -> State:
@@ -229,20 +276,18 @@ def scaled_return(
     return jnp.clip((jnp.asarray(ret) - low) / (high - low), 0, 1)
 
 
-def _checked(
-    state: State, tasks: Float[Array, "B dim"], rets: Float[Array, " B"], mask: Bool[Array, " B"]
-) -> State:
+def _checked(state: State, feedback: Feedback) -> State:
     """Raises where feedback is concrete and wrong, else notes it in `faults`."""
+    tasks, rets, mask = feedback.task, feedback.ret, feedback.mask
     space: TaskSpace = state.space
     if tasks.ndim != 2 or tasks.shape[1] != space.dimensions:
         raise InputError(
             f"task has shape {tasks.shape[1:]}; it must be ({space.dimensions},), as the space of tasks has"
         )
-    if rets.shape != tasks.shape[:1] or mask.shape != tasks.shape[:1]:
-        raise InputError(
-            f"ret and mask have shapes {rets.shape} and {mask.shape}; they must be {tasks.shape[:1]}, "
-            "one for each task"
-        )
+    for name in ("ret", "success", "length", "mask", "score"):
+        shape = getattr(feedback, name).shape
+        if shape != tasks.shape[:1]:
+            raise InputError(f"{name} has shape {shape}; it must be {tasks.shape[:1]}, one for each task")
     bad_return = jnp.any(mask & ~jnp.isfinite(rets))
     bad_task = jnp.any(mask & ~contains_task(space, tasks))
     if not isinstance(bad_return, jax.core.Tracer) and bool(bad_return):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
 from jaxlab.teachers.protocol import Teacher, every_episode_teacher
-from jaxlab.teachers.riac_split import Episodes, Split, find_split, progress_of_list
+from jaxlab.teachers.riac_split import Episodes, find_split, progress_of_list
 from jaxlab.teachers.spaces import TaskSpace, clip_task, uniform_log_density, uniform_task
 
 SplitScore = Literal["paper", "reference"]
@@ -105,7 +105,7 @@ def riac_teacher(config: RIACConfig | None = None) -> Teacher:
     return every_episode_teacher(
         init=lambda key, space: _init(key, space, options),
         sample=_sample,
-        learn=lambda state, task, ret: _learn(state, task, ret, options),
+        learn=lambda state, episode: _learn(state, episode.task, episode.ret, options),
         density=_log_density,
         metrics=_metrics,
         return_range=options.return_range,
@@ -148,29 +148,51 @@ def _sample(state: RIACState, key: jax.Array) -> tuple[Float[Array, " dim"], RIA
     low, high = state.low[node], state.high[node]
     uniform = uniform_task(state.space, uniform_key)
     inside = low + (high - low) * jax.random.uniform(inside_key, low.shape)
-    episodes = _chronological(state, node[None])
-    worst = jnp.argmin(jnp.where(episodes.valid[0], episodes.returns[0], jnp.inf))
+    place = _places(state, node)
+    returns = jnp.where(place < state.counts[node], state.returns[node], jnp.inf)
+    worst = jnp.argmin(jnp.where(returns == returns.min(), place, returns.shape[0]))
     noise = _MUTATION_STD * jax.random.normal(noise_key, low.shape)
-    mutated = jnp.clip(episodes.tasks[0, worst] + noise, low + _INSET, high - _INSET)
-    mutated = jnp.where(state.counts[node] > 0, mutated, uniform)
+    found = state.tasks[node, worst]
     mode = jax.random.uniform(mode_key)
-    task = jnp.where(
+
+    def mutated() -> Float[Array, " dim"]:
+        task = jnp.clip(found + noise, low + _INSET, high - _INSET)
+        return jnp.where(state.counts[node] > 0, task, uniform)
+
+    # A condition, which XLA cannot fuse: else it would read `found` wherever the task is used, and copy all rings.
+    task = jax.lax.cond(
         mode < _MUTATION_SHARE,
         mutated,
-        jnp.where(mode < _MUTATION_SHARE + _UNIFORM_SHARE, uniform, inside),
+        lambda: jnp.where(mode < _MUTATION_SHARE + _UNIFORM_SHARE, uniform, inside),
     )
     return clip_task(state.space, task), state
 
 
-def _chronological(state: RIACState, nodes: Int[Array, " rows"]) -> Episodes:
-    """The episodes of regions, the oldest first."""
+def _places(state: RIACState, nodes: Int[Array, "*rows"]) -> Int[Array, "*rows slots"]:
+    """Of every slot of a region its place in time, 0 for the oldest episode; empty slots come last."""
     slots = state.returns.shape[1]
-    place = (state.oldest[nodes][:, None] + jnp.arange(slots)) % slots
+    return (jnp.arange(slots) - state.oldest[nodes][..., None]) % slots
+
+
+def _chronological(state: RIACState, node: Int[Array, ""]) -> Episodes:
+    """The episodes of a region, the oldest first."""
+    slots = state.returns.shape[1]
+    slot = (state.oldest[node] + jnp.arange(slots)) % slots
     return Episodes(
-        state.tasks[nodes[:, None], place],
-        state.returns[nodes[:, None], place],
-        jnp.arange(slots) < state.counts[nodes][:, None],
+        state.tasks[node, slot], state.returns[node, slot], jnp.arange(slots) < state.counts[node]
     )
+
+
+class _Children(NamedTuple):
+    """The two regions that a split makes, with their episodes."""
+
+    low: Float[Array, "2 dim"]
+    high: Float[Array, "2 dim"]
+    tasks: Float[Array, "2 slots dim"]
+    returns: Float[Array, "2 slots"]
+    sizes: Int[Array, "2"]
+    alp: Float[Array, "2"]
+    valid: Bool[Array, ""]
 
 
 def _learn(
@@ -185,16 +207,18 @@ def _learn(
     full = inside & state.leaf & (state.counts == slots)
     must_split = jnp.any(full)
     node = jnp.argmax(full)
-    episodes = jax.tree.map(lambda leaf: leaf[0], _chronological(state, node[None]))
     key, split_key = jax.random.split(state.key)
     room = state.nodes + 2 <= size
 
-    def search() -> Split:
-        return find_split(split_key, episodes, state.low[node], state.high[node], state.space, options)
+    # Taken outside of the condition, which would else hold a copy of all rings.
+    episodes = _chronological(state, node)
+
+    def search() -> _Children:
+        return _children(split_key, episodes, state.low[node], state.high[node], state.space, options)
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(search))
-    split = jax.lax.cond(must_split & room, search, lambda: nothing)
-    discard = jnp.where(must_split & ~split.valid, int(options.max_region_size * options.discard_ratio), 0)
+    children = jax.lax.cond(must_split & room, search, lambda: nothing)
+    discard = jnp.where(must_split & ~children.valid, int(options.max_region_size * options.discard_ratio), 0)
     state = state._replace(
         key=key,
         overflow=state.overflow | (must_split & ~room) | (inside.sum() > touched.shape[0]),
@@ -202,10 +226,29 @@ def _learn(
         counts=state.counts.at[node].add(-discard),
         episodes=state.episodes + 1,
     )
-    state = _add_children(state, node, episodes, split, options.alp_window)
-    lists = _chronological(state, jnp.minimum(touched, size - 1))
-    progress = jax.vmap(lambda r, v: progress_of_list(r, v, options.alp_window))(lists.returns, lists.valid)
+    state = _add_children(state, node, children)
+    known = jnp.minimum(touched, size - 1)
+    progress = _progress_of_rings(
+        state.returns[known], _places(state, known), state.counts[known], options.alp_window
+    )
     return state._replace(alp=state.alp.at[touched].set(progress, mode="drop"))
+
+
+def _progress_of_rings(
+    returns: Float[Array, "rows slots"],
+    places: Int[Array, "rows slots"],
+    counts: Int[Array, " rows"],
+    window: int,
+) -> Float[Array, " rows"]:
+    """`progress_of_list` of whole rings, whose later halves are known from places in time alone."""
+    count = counts[:, None]
+    considered = jnp.minimum(count, window)
+    half = considered // 2
+    later = (places >= count - half) & (places < count)
+    earlier = (places >= count - considered) & (places < count - half)
+    late = jnp.sum(jnp.where(later, returns, 0), 1) / jnp.maximum(half[:, 0], 1)
+    early = jnp.sum(jnp.where(earlier, returns, 0), 1) / jnp.maximum((considered - half)[:, 0], 1)
+    return jnp.where(counts > 2, jnp.abs(early - late), 0)
 
 
 def _insert(
@@ -224,31 +267,44 @@ def _insert(
     )
 
 
-def _add_children(
-    state: RIACState, node: Int[Array, ""], episodes: Episodes, split: Split, window: int
-) -> RIACState:
-    """Two new rows, if the split is valid."""
-    size = state.leaf.shape[0]
-    rows = jnp.where(split.valid, state.nodes + jnp.arange(2), size)
-    axis = jnp.arange(state.space.dimensions) == split.dimension
-    lows = jnp.stack([state.low[node], jnp.where(axis, split.threshold, state.low[node])])
-    highs = jnp.stack([jnp.where(axis, split.threshold, state.high[node]), state.high[node]])
+def _children(
+    key: jax.Array,
+    episodes: Episodes,
+    low: Float[Array, " dim"],
+    high: Float[Array, " dim"],
+    space: TaskSpace,
+    options: RIACConfig,
+) -> _Children:
+    """The regions on both sides of the best split of a region."""
+    split = find_split(key, episodes, low, high, space, options)
+    axis = jnp.arange(space.dimensions) == split.dimension
     members = jnp.stack([split.left, episodes.valid & ~split.left])
     order = jnp.argsort(~members, axis=1, stable=True)
-    returns, sizes = episodes.returns[order], members.sum(1, dtype=jnp.int32)
-    progress = jax.vmap(lambda r, m: progress_of_list(r, m, window))(
-        episodes.returns[None].repeat(2, 0), members
+    progress = jax.vmap(lambda members: progress_of_list(episodes.returns, members, options.alp_window))
+    return _Children(
+        low=jnp.stack([low, jnp.where(axis, split.threshold, low)]),
+        high=jnp.stack([jnp.where(axis, split.threshold, high), high]),
+        tasks=episodes.tasks[order],
+        returns=episodes.returns[order],
+        sizes=members.sum(1, dtype=jnp.int32),
+        alp=progress(members),
+        valid=split.valid,
     )
+
+
+def _add_children(state: RIACState, node: Int[Array, ""], children: _Children) -> RIACState:
+    """Two new rows, if the split is valid."""
+    rows = jnp.where(children.valid, state.nodes + jnp.arange(2), state.leaf.shape[0])
     return state._replace(
-        low=state.low.at[rows].set(lows, mode="drop"),
-        high=state.high.at[rows].set(highs, mode="drop"),
-        leaf=state.leaf.at[rows].set(True, mode="drop").at[node].set(state.leaf[node] & ~split.valid),
-        tasks=state.tasks.at[rows].set(episodes.tasks[order], mode="drop"),
-        returns=state.returns.at[rows].set(returns, mode="drop"),
+        low=state.low.at[rows].set(children.low, mode="drop"),
+        high=state.high.at[rows].set(children.high, mode="drop"),
+        leaf=state.leaf.at[rows].set(True, mode="drop").at[node].set(state.leaf[node] & ~children.valid),
+        tasks=state.tasks.at[rows].set(children.tasks, mode="drop"),
+        returns=state.returns.at[rows].set(children.returns, mode="drop"),
         oldest=state.oldest.at[rows].set(0, mode="drop"),
-        counts=state.counts.at[rows].set(sizes, mode="drop"),
-        alp=state.alp.at[rows].set(progress, mode="drop"),
-        nodes=state.nodes + 2 * split.valid,
+        counts=state.counts.at[rows].set(children.sizes, mode="drop"),
+        alp=state.alp.at[rows].set(children.alp, mode="drop"),
+        nodes=state.nodes + 2 * children.valid,
     )
 
 

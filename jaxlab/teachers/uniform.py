@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxlab.teachers.protocol import Teacher, every_episode_teacher
+from jaxlab.teachers.protocol import Episode, Teacher, every_episode_teacher
 from jaxlab.teachers.spaces import TaskSpace, uniform_log_density, uniform_task
 
 
@@ -20,8 +20,8 @@ class UniformState(NamedTuple):
 def uniform_teacher() -> Teacher:
     """The teacher Random."""
 
-    def learn(state: UniformState, task: Float[Array, " dim"], ret: Float[Array, ""]) -> UniformState:
-        del task, ret
+    def learn(state: UniformState, episode: Episode) -> UniformState:
+        del episode
         return state._replace(episodes=state.episodes + 1)
 
     return every_episode_teacher(

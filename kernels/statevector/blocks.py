@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _LEAST_KERNEL_WIRES = 14
@@ -175,7 +176,7 @@ def turn_back(
 
 def transposed(matrix: jax.Array) -> jax.Array:
     """The transpose [K, K], by a product that XLA cannot fold into the next one, which it would slow down."""
-    return jnp.matmul(matrix.T, jnp.eye(len(matrix), dtype=matrix.dtype), precision=_HIGHEST)
+    return jnp.matmul(matrix.T, np.eye(len(matrix), dtype=matrix.dtype), precision=_HIGHEST)
 
 
 def _planes(psi: jax.Array) -> jax.Array:

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_LARGEST_CONSTANT = 1 << 13
+"""Numbers in a table that a program holds ready. Smaller ones would be made anew by every call, in which each operation
+of a small state counts."""
 
 
 def parity(x: jax.Array) -> jax.Array:
@@ -69,6 +72,8 @@ def permute(psi: jax.Array, tables: Sources | None) -> jax.Array:
     """The permutation of `sources` on psi [2^n]."""
     if tables is None:
         return psi
+    if psi.size <= _LARGEST_CONSTANT and isinstance(tables.upper, np.ndarray):
+        return psi.at[(tables.upper[:, None] ^ tables.lower).reshape(-1)].get(mode="promise_in_bounds")
     # XLA would make one constant as large as the state of them.
     upper, lower = jax.lax.optimization_barrier(tuple(jnp.asarray(table) for table in tables))
     return psi.at[(upper[:, None] ^ lower).reshape(-1)].get(mode="promise_in_bounds")
@@ -98,8 +103,11 @@ def _signs(masks: Sequence[int], chosen: list[int], n: int, dtype: jnp.dtype) ->
     picked = np.array([masks[i] for i in chosen], np.int32)
     halves = []
     for part, bits in ((picked >> low, n // 2), (picked & ((1 << low) - 1), low)):
-        ones = parity(jax.lax.iota(jnp.int32, 1 << bits) & jnp.asarray(part)[:, None])
-        halves.append((1 - 2 * ones).astype(dtype))
+        if len(chosen) << bits <= _LARGEST_CONSTANT:
+            ones: Any = np.bitwise_count(np.arange(1 << bits) & part[:, None]).astype(np.int32) & 1
+        else:
+            ones = parity(jax.lax.iota(jnp.int32, 1 << bits) & jnp.asarray(part)[:, None])
+        halves.append(jnp.asarray(1 - 2 * ones, dtype))
     return halves[0], halves[1]
 
 
@@ -110,7 +118,7 @@ def waves(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
     It would fuse them into whatever uses them; behind a matrix product, here with the identity, it cannot.
     """
     both = jnp.stack([jnp.cos(phase), jnp.sin(phase)])
-    kept = jnp.tensordot(jnp.eye(2, dtype=phase.dtype), both, axes=1, precision=_HIGHEST)
+    kept = jnp.tensordot(np.eye(2, dtype=phase.dtype), both, axes=1, precision=_HIGHEST)
     return kept[0], kept[1]
 
 

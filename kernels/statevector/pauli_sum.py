@@ -58,15 +58,15 @@ class Split(NamedTuple):
     written as what they become behind a Hadamard gate on every wire.
     """
 
-    of_z: Words | None
-    of_x: Words | None
-    others: Words | None
+    of_z: Words | Tables | None
+    of_x: Words | Tables | None
+    others: Words | Tables | None
 
 
-Operator = TypeVar("Operator", Words, Tables)
+Operator = TypeVar("Operator", bound=Words | Tables)
 """In rows."""
 
-AnyOperator = TypeVar("AnyOperator", Words, Tables, Split)
+AnyOperator = TypeVar("AnyOperator", bound=Words | Tables | Split)
 
 
 def tables(words: Words, n: int) -> Tables:
@@ -107,7 +107,7 @@ def expectation(psi: jax.Array, operator: AnyOperator) -> jax.Array:
 
 def _checked(psi: jax.Array, operator: AnyOperator) -> AnyOperator:
     if isinstance(operator, Split):
-        return Split(*(None if part is None else _checked(psi, part) for part in operator))
+        return type(operator)._make(None if part is None else _checked(psi, part) for part in operator)
     size = psi.shape[-1] if psi.ndim else 0
     if size < 2 or size & (size - 1) or not jnp.iscomplexobj(psi):
         raise ValueError(
@@ -220,9 +220,9 @@ def _apply(psi: jax.Array, operator: AnyOperator, *, transpose: bool = False) ->
     return functools.reduce(jnp.add, found) if found else jnp.zeros_like(psi)
 
 
-def _only_diagonal(words: Words, n: int) -> jax.Array:
+def _only_diagonal(row: Operator, n: int) -> jax.Array:
     """Of a sum that is one row."""
-    return _diagonal(Words(*(part[0] for part in words)), 0, n)
+    return _diagonal(type(row)._make(part[0] for part in row), 0, n)
 
 
 @functools.partial(jax.jit, static_argnames="transpose", inline=True)

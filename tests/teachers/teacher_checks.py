@@ -4,19 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.teachers import Feedback
+from jaxlab.teachers import returns_feedback
 
 
-def feedback(tasks, returns, mask=None):
-    n = len(returns)
-    mask = np.ones(n, bool) if mask is None else mask
-    return Feedback(
+def feedback(tasks, returns, mask=None, *, success_return=None):
+    mask = np.ones(len(returns), bool) if mask is None else mask
+    return returns_feedback(
         jnp.asarray(tasks, jnp.float32),
         jnp.asarray(returns, jnp.float32),
-        jnp.zeros(n, bool),
-        jnp.ones(n, jnp.int32),
         jnp.asarray(mask),
-        jnp.zeros(n),
+        success_return=success_return,
     )
 
 
@@ -43,7 +40,7 @@ def assert_same_state(a, b, tolerance=1e-5):
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def check_batches(teacher, space, seed=0, sizes=(7, 1, 40, 75), tolerance=1e-5):
+def check_batches(teacher, space, seed=0, sizes=(7, 1, 40, 75), tolerance=1e-5, success_return=None):
     """`update_batch` with unfinished episodes in between is `update` with the finished ones in turn."""
     rng = np.random.default_rng(seed)
     low, high = np.asarray(space.low), np.asarray(space.high)
@@ -54,7 +51,8 @@ def check_batches(teacher, space, seed=0, sizes=(7, 1, 40, 75), tolerance=1e-5):
         returns, mask = rng.random(size), rng.random(size) < 0.7
         # What stands in unfinished rows is not looked at.
         shown = np.where(mask, returns, np.nan)
-        batched = jax.jit(teacher.update_batch)(batched, jax.random.key(9), feedback(tasks, shown, mask))
+        told = feedback(tasks, shown, mask, success_return=success_return)
+        batched = jax.jit(teacher.update_batch)(batched, jax.random.key(9), told)
         every_task.append(tasks[mask])
         every_return.append(returns[mask])
     one_by_one = updated(teacher, state, np.concatenate(every_task), np.concatenate(every_return))

@@ -1,0 +1,181 @@
+"""Teachers on the hypercube of 10 x 10 cells, 20,000 episodes: parity with the reference, and speed beside its loop.
+
+Ours by `jaxlab sweep alp-gmm`, whole command with a warm compilation cache; the peer (`peers/numpy_teachers.py`, NumPy,
+SciPy and scikit-learn, one episode after the other) in an environment of its own, one seed after the other. Parity:
+percentage of mastered cells over 64 seeds against what the reference's own code gave (`reference`, mean at the end,
+and its curve at every 2,000 episodes), and the peer's. Speed: microseconds of an episode, wall and CPU. Last, 1,000
+seeds of ALP-GMM. The figure is `results/teachers_toy.png`.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.peers import run_peer
+from jaxlab.errors import ResourceError
+
+_CHUNK = 16
+"""Runs of a program, whatever the number of seeds: compiled once."""
+
+
+class _Reference(NamedTuple):
+    """What the reference's code gave, over a few seeds."""
+
+    final: float
+    tolerance: float
+    curve: tuple[float, ...]
+    """At 2,000, 4,000, ..., 20,000 episodes."""
+
+
+_REFERENCE = {
+    "alp-gmm": _Reference(34, 1.5, (2.3, 3.9, 6.8, 9.7, 13.5, 17.3, 21.2, 25.3, 29.5, 34.3)),
+    "covar-gmm": _Reference(67, 2, (4.0, 9.8, 16.3, 23.2, 29.8, 37.0, 44.1, 51.8, 58.8, 66.6)),
+    "riac": _Reference(49, 4, (3, 7.5, 11.5, 18.5, 23, 28.5, 32, 39, 43, 49)),
+    "random": _Reference(4, 1, (0, 0, 0, 0, 1, 1.5, 2, 2.5, 3, 4)),
+}
+_TARGET = {"alp-gmm": 32.0, "covar-gmm": 32.0}
+_OTHERS: tuple[str, ...] = ("adr", "oracle")
+
+
+class _Sweep(NamedTuple):
+    curves: np.ndarray
+    """[seeds, points]"""
+    episodes: np.ndarray
+    wall: float
+    cpu: float
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Rows of parity, speed and the 1,000 seeds."""
+    episodes, seeds, peer_seeds = (2000, 16, 1) if quick else (20_000, 64, 3)
+    rows, curves = [], {}
+    for teacher in (*_REFERENCE, *_OTHERS):
+        _sweep(teacher, episodes, _CHUNK)
+        ours = _sweep(teacher, episodes, seeds)
+        curves[teacher] = ours
+        rows.append(_parity(teacher, ours))
+        if teacher in _REFERENCE:
+            rows += _speed(teacher, ours, episodes, seeds, peer_seeds)
+    if not quick:
+        many = _sweep("alp-gmm", episodes, 1000)
+        rows.append(
+            {
+                "what": "1,000 seeds of 20,000 episodes, whole command",
+                "teacher": "alp-gmm",
+                "minutes": round(many.wall / 60, 2),
+                "target": 8,
+                "mastered": round(float(many.curves[:, -1].mean()), 2),
+            }
+        )
+        _figure(curves)
+    return rows
+
+
+def _sweep(teacher: str, episodes: int, seeds: int) -> _Sweep:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "sweep"
+        command = [
+            sys.executable,
+            "-m",
+            "jaxlab.cli",
+            "sweep",
+            "alp-gmm",
+            "--preset",
+            "cpu",
+            "--out",
+            str(out),
+        ]
+        command += ["--teacher", teacher, "--episodes", str(episodes), "--seeds", str(seeds)]
+        command += ["--split-score", "reference", "--chunk", str(_CHUNK)]
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            raise ResourceError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+        table = np.genfromtxt(out / "results.csv", delimiter=",", names=True)
+    points = np.unique(table["episodes"])
+    curves = table["mastered"].reshape(seeds, len(points))
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return _Sweep(curves, points.astype(int), wall, cpu)
+
+
+def _parity(teacher: str, ours: _Sweep) -> dict[str, Any]:
+    mean = ours.curves.mean(0)
+    row = {
+        "what": "parity, % mastered",
+        "teacher": teacher,
+        "seeds": len(ours.curves),
+        "mastered": round(float(mean[-1]), 2),
+        "standard_error": round(float(ours.curves[:, -1].std(ddof=1) / np.sqrt(len(ours.curves))), 2),
+        "curve": np.round(mean, 1).tolist(),
+    }
+    reference = _REFERENCE.get(teacher)
+    if reference is None or len(mean) != len(reference.curve):
+        return row
+    return row | {
+        "reference": f"{reference.final} +- {reference.tolerance}",
+        "largest_difference_of_curves": round(float(np.abs(mean - reference.curve).max()), 2),
+    }
+
+
+def _speed(teacher: str, ours: _Sweep, episodes: int, seeds: int, peer_seeds: int) -> list[dict[str, Any]]:
+    given = {"teacher": teacher, "dimensions": 2, "cells": 10, "episodes": episodes, "every": 2000}
+    inputs = {name: np.asarray(value) for name, value in given.items()} | {"seeds": np.arange(peer_seeds)}
+    peer = run_peer("numpy_teachers", inputs)
+    played = episodes * seeds
+    mine = {"us": 1e6 * ours.wall / played, "cpu_us": 1e6 * ours.cpu / played}
+    theirs = {
+        "us": 1e6 * float(np.mean(peer["seconds"])) / episodes,
+        "cpu_us": 1e6 * float(np.mean(peer["cpu"])) / episodes,
+    }
+    target = {"target": _TARGET[teacher]} if teacher in _TARGET else {}
+    rows = []
+    for who, own in (("ours", mine), ("NumPy, SciPy, scikit-learn", theirs)):
+        rows.append(
+            {
+                "what": "speed of an episode",
+                "teacher": teacher,
+                "who": who,
+                **{name: float(f"{value:.4g}") for name, value in own.items()},
+                "ours_is_x_faster": round(own["us"] / mine["us"], 1),
+                "x_less_cpu": round(own["cpu_us"] / mine["cpu_us"], 1),
+                **target,
+            }
+        )
+    rows[1] |= {"mastered": np.round(peer["curves"][:, -1], 1).tolist()}
+    return rows
+
+
+def _figure(curves: dict[str, _Sweep]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from jaxlab.files import atomic_file
+
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for teacher, own in sorted(curves.items(), key=lambda item: -item[1].curves[:, -1].mean()):
+        low, middle, high = np.quantile(own.curves, [0.25, 0.5, 0.75], axis=0)
+        (line,) = axis.plot(own.episodes, middle, label=teacher)
+        axis.fill_between(own.episodes, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for reference in _REFERENCE.values():
+        axis.plot(np.arange(2000, 20_001, 2000), reference.curve, "k:", linewidth=1)
+    axis.set(
+        xlabel="episodes",
+        ylabel="mastered cells, %",
+        title="median and quartiles over seeds; dotted: the reference's code",
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    with atomic_file(harness.RESULTS / "teachers_toy.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
