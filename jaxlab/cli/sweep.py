@@ -1,5 +1,6 @@
 """`jaxlab sweep SYSTEM`: a recipe's training over a grid of options and several seeds, as one table."""
 
+import os
 import shlex
 import sys
 from typing import Any
@@ -49,6 +50,7 @@ def sweep_system(argv: list[str]) -> int:
         info.require((*system.extras, "sweeps"), purpose=f"jaxlab sweep {name}")
     recipe = recipes.load(name)
     common, config = recipe_options(system, recipe, words, command="sweep", more=_OPTIONS)
+    _one_device_a_core()
     parallel.initialize()
     keep_compiled_programs()
     out: Any = common.out
@@ -77,3 +79,16 @@ def sweep_system(argv: list[str]) -> int:
         print_table(summary["combinations"])
         sys.stdout.write(f"{summary['runs']} runs, {summary['rows']} rows; folder: {summary['folder']}\n")
     return 0
+
+
+def _one_device_a_core() -> None:
+    """Lets runs go side by side over the cores of a processor; accelerators stay as they are."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:  # devices are in use already, in a process that does more than this command
+        return
