@@ -82,17 +82,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
 def _sweep(teacher: str, episodes: int, seeds: int) -> _Sweep:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "sweep"
-        command = [
-            sys.executable,
-            "-m",
-            "jaxlab.cli",
-            "sweep",
-            "alp-gmm",
-            "--preset",
-            "cpu",
-            "--out",
-            str(out),
-        ]
+        jaxlab = str(Path(sys.executable).with_name("jaxlab"))
+        command = [jaxlab, "sweep", "alp-gmm", "--preset", "cpu", "--out", str(out)]
         command += ["--teacher", teacher, "--episodes", str(episodes), "--seeds", str(seeds)]
         command += ["--split-score", "reference", "--chunk", str(_CHUNK)]
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

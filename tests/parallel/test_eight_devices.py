@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from eight_devices import check_passed, properties, report_of
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("on_eight_devices.py")
 
 

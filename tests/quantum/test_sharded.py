@@ -20,6 +20,7 @@ def report():
     return report_of(SCRIPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", properties(SCRIPT))
 def test_on_eight_devices(report, name):
     check_passed(report, name)
