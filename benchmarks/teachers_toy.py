@@ -42,7 +42,7 @@ _REFERENCE = {
     "random": _Reference(4, 1, (0, 0, 0, 0, 1, 1.5, 2, 2.5, 3, 4)),
 }
 _TARGET = {"alp-gmm": 32.0, "covar-gmm": 32.0}
-_OTHERS: tuple[str, ...] = ("adr", "oracle")
+_OTHERS = ("oracle", "adr", "spdl", "spdl-v2", "goal-gan", "setter-solver")
 
 
 class _Sweep(NamedTuple):

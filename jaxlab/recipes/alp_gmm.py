@@ -18,27 +18,11 @@ from jaxlab.errors import InputError
 from jaxlab.files import atomic_file
 from jaxlab.progress import Progress
 from jaxlab.recipes.alp_gmm_report import figures, summary, table
+from jaxlab.recipes.alp_gmm_teachers import TeacherName, teacher_of
 from jaxlab.recipes.options import require_at_least
 from jaxlab.runs import RunFolder
 from jaxlab.sweeps.protocol import Sweepable, Train
-from jaxlab.teachers import (
-    ADRConfig,
-    ALPGMMConfig,
-    CovarGMMConfig,
-    OracleConfig,
-    RIACConfig,
-    TaskGaussian,
-    TaskSpace,
-    Teacher,
-    adr_teacher,
-    alp_gmm_teacher,
-    covar_gmm_teacher,
-    oracle_teacher,
-    riac_teacher,
-    run_teacher_student,
-    task_space,
-    uniform_teacher,
-)
+from jaxlab.teachers import TaskSpace, run_teacher_student, task_space
 
 __all__ = ["PRESETS", "SWEEP", "Config", "run", "table"]
 
@@ -51,8 +35,9 @@ _CHUNKS = 8
 class Config:
     """Options of the alp-gmm recipe."""
 
-    teacher: Literal["alp-gmm", "covar-gmm", "riac", "adr", "oracle", "random"] = "alp-gmm"
-    """Who proposes tasks. adr and oracle know where easy tasks are (the origin); the others know bounds alone."""
+    teacher: TeacherName = "alp-gmm"
+    """Who proposes tasks. adr, oracle, spdl, spdl-v2 and goal-gan know where easy tasks are (the origin), goal-gan and
+    setter-solver what success is; the others know bounds alone."""
     dimensions: int = 2
     """Of the tasks that matter."""
     cells: int = 10
@@ -91,30 +76,6 @@ PRESETS = {
     "cpu": Config(),
     "gpu": Config(episodes=100_000, students=1000, every=5000),
 }
-
-
-def teacher_of(config: Config) -> Teacher:
-    """The teacher that a config asks for."""
-    width = config.dimensions + config.distractors
-    easy = TaskGaussian((0.0,) * width, (0.1,) * width)
-    components = tuple(range(2, config.most_components + 1))
-    common: dict[str, Any] = {
-        "fit_rate": config.fit_rate,
-        "components": components,
-        "random_task_ratio": config.random_task_ratio,
-    }
-    if config.teacher == "alp-gmm":
-        return alp_gmm_teacher(ALPGMMConfig(history=config.episodes + config.fit_rate, **common))
-    if config.teacher == "covar-gmm":
-        return covar_gmm_teacher(CovarGMMConfig(absolute_lp=config.absolute_progress, **common))
-    if config.teacher == "riac":
-        return riac_teacher(RIACConfig(split_score=config.split_score))
-    # Their thresholds are raw returns of walkers between -150 and 350; the hypercube's lie between 0 and 1.
-    if config.teacher == "adr":
-        return adr_teacher(ADRConfig(widen_above=0.66, narrow_below=0.3, initial=easy))
-    if config.teacher == "oracle":
-        return oracle_teacher(OracleConfig(step=(1 / 30,) * width, threshold=0.76))
-    return uniform_teacher()
 
 
 class _Blocks(NamedTuple):
