@@ -11,6 +11,7 @@ from jaxlab.cli.recipe_options import Option, recipe_options, words_without_out
 from jaxlab.cli.tables import print_table
 from jaxlab.errors import InputError
 from jaxlab.progress import Progress
+from jaxlab.sweeps.protocol import Sweepable
 from jaxlab.sweeps.running import sweep
 
 _OPTIONS = (
@@ -50,7 +51,8 @@ def sweep_system(argv: list[str]) -> int:
         info.require((*system.extras, "sweeps"), purpose=f"jaxlab sweep {name}")
     recipe = recipes.load(name)
     common, config = recipe_options(system, recipe, words, command="sweep", more=_OPTIONS)
-    _one_device_a_core()
+    if isinstance(getattr(recipe, "SWEEP", None), Sweepable) and recipe.SWEEP.lanes == 1:
+        _one_device_a_core()
     parallel.initialize()
     keep_compiled_programs()
     out: Any = common.out
@@ -82,7 +84,10 @@ def sweep_system(argv: list[str]) -> int:
 
 
 def _one_device_a_core() -> None:
-    """Lets runs go side by side over the cores of a processor; accelerators stay as they are."""
+    """Lets runs that go one after the other share the cores of a processor; accelerators stay as they are.
+
+    Runs under `vmap` use all cores as they are.
+    """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     import jax

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxlab.teachers.task_mixtures import gaussian_log_density
+from jaxlab.teachers.task_mixtures import forward_substitution, gaussian_log_density
 
 Weights = Float[Array, " weights"]
 
@@ -56,7 +56,7 @@ def kl_divergence(p: Weights, q: Weights) -> Float[Array, ""]:
     p_mean, p_lower = mean_and_factor(p)
     q_mean, q_lower = mean_and_factor(q)
     columns = jnp.concatenate([p_lower, (p_mean - q_mean)[:, None]], axis=1)
-    whitened = jax.scipy.linalg.solve_triangular(q_lower, columns, lower=True)
+    whitened = forward_substitution(q_lower, columns)
     return jnp.sum(q[d : 2 * d] - p[d : 2 * d]) + 0.5 * (jnp.sum(whitened**2) - d)
 
 

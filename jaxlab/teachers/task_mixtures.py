@@ -143,11 +143,26 @@ def sampler_metrics(
     }
 
 
+def forward_substitution(
+    lower: Float[Array, "dim dim"], columns: Float[Array, "dim k"]
+) -> Float[Array, "dim k"]:
+    """lower^-1 columns, for the few dimensions that tasks have.
+
+    Written out: LAPACK's call costs more than the work, and in programs over several CPU devices XLA may wait for it
+    for ever.
+    """
+    rows: list[Array] = []
+    for i in range(lower.shape[0]):
+        known = [lower[i, j] * rows[j] for j in range(i)]
+        rows.append((columns[i] - sum(known, jnp.zeros_like(columns[i]))) / lower[i, i])
+    return jnp.stack(rows)
+
+
 def gaussian_log_density(
     tasks: Float[Array, "m dim"], mean: Float[Array, " dim"], lower: Float[Array, "dim dim"]
 ) -> Float[Array, " m"]:
     """log N(task; mean, lower lower^T)."""
-    whitened = jax.scipy.linalg.solve_triangular(lower, (tasks - mean).T, lower=True)
+    whitened = forward_substitution(lower, (tasks - mean).T)
     log_determinant = jnp.sum(jnp.log(jnp.diag(lower)))
     return -0.5 * jnp.sum(whitened**2, axis=0) - log_determinant - mean.shape[0] / 2 * math.log(2 * math.pi)
 
