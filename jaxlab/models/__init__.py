@@ -1,4 +1,5 @@
-"""Real language models as pure functions over pytrees: Llama, Mistral, Qwen 2, Qwen 3 and Gemma 3.
+"""Real language models as pure functions over pytrees: Llama, Mistral, Qwen 2, Qwen 3, Gemma 3, OPT, GPT-2, GPT-NeoX
+and Phi; the encoder BERT for sentence embeddings; T5 and Flan-T5.
 
 Names are resolved on first use, so that importing this package costs next to nothing.
 """
@@ -20,6 +21,16 @@ _EXPORTS = {
     "generation": ("Generation", "generate"),
     "capture": ("second_moments",),
     "perplexity": ("Evaluation", "evaluate", "windows"),
+    "sentences": ("embed_sentences", "sentence_embeddings"),
+    "t5": (
+        "T5Config",
+        "encode",
+        "encoder_context",
+        "decode",
+        "output_logits",
+        "generate_target",
+    ),
+    "t5_files": ("T5Model", "load_t5", "save_t5"),
     "saving": ("save_hf", "layout_note"),
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _EXPORTS)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxlab.errors import InputError
-from jaxlab.models.linear import LINEARS, dense, linear, register_linear
+from jaxlab.models.linear import CROSS_LINEARS, LINEARS, dense, linear, register_linear
 
 Params = dict[str, Any]
+_MATRICES = LINEARS + CROSS_LINEARS
 Mask = (
     Bool[Array, "*layers outputs inputs"]
     | tuple[Bool[Array, "*layers outputs"], Bool[Array, "*layers inputs"]]
@@ -54,7 +55,7 @@ def init_lora(
     params: Params,
     *,
     rank: int,
-    targets: Collection[str] = LINEARS,
+    targets: Collection[str] = _MATRICES,
     scale: float = 1.0,
     std: float = 1.0,
 ) -> Params:
@@ -62,26 +63,27 @@ def init_lora(
 
     Args:
         key: the values of a layer are the same whether layers are stacked or a tuple.
-        params: the model; its matrices are shared, not copied.
+        params: the model, or one of the two stacks of an encoder-decoder; its matrices are shared, not copied.
         rank: of the adapters, at least 1.
-        targets: names of matrices, of `LINEARS`.
+        targets: names of matrices, of `LINEARS` and `CROSS_LINEARS`; those that the model has not are passed over.
         scale: factor of the increment b @ a.
         std: standard deviation of the entries of `a`, > 0; `b` is zero. Both are float32.
 
     Raises:
-        InputError: an argument out of range, or a target that has an adapter already.
+        InputError: an argument out of range, no target that the model has, or one that has an adapter already.
     """
-    names = [name for name in LINEARS if name in targets]
-    if not names or set(targets) - set(names):
-        raise InputError(f"targets is {targets!r}; give one or more of {', '.join(LINEARS)}")
+    layers = params["layers"]
+    stacked = not isinstance(layers, tuple)
+    there = [name for name in _MATRICES if name in (layers if stacked else layers[0])]
+    names = [name for name in there if name in targets]
+    if not names or set(targets) - set(_MATRICES):
+        raise InputError(f"targets is {targets!r}; give one or more of {', '.join(there)}")
     if rank < 1:
         raise InputError(f"rank is {rank}; it must be at least 1")
     if not (std > 0 and math.isfinite(std) and math.isfinite(scale)):
         raise InputError(f"std is {std} and scale {scale}; both must be finite, and std positive")
-    layers = params["layers"]
-    stacked = not isinstance(layers, tuple)
     count = jax.eval_shape(dense, layers[names[0]]).shape[0] if stacked else len(layers)
-    keys = {name: jax.random.split(jax.random.fold_in(key, LINEARS.index(name)), count) for name in names}
+    keys = {name: jax.random.split(jax.random.fold_in(key, _MATRICES.index(name)), count) for name in names}
 
     def adapted(name: str, weight: Any, layer: int | None) -> LoRA:
         if isinstance(weight, LoRA):
@@ -161,9 +163,9 @@ def merge_lora(params: Params, *, masks: Any = None) -> Params:
         )
 
     def merged(layer: dict[str, Any], kept: Mapping[str, Mask]) -> dict[str, Any]:
-        unknown = sorted(set(kept) - set(LINEARS))
+        unknown = sorted(set(kept) - set(_MATRICES))
         if unknown:
-            raise InputError(f"merge_lora: masks names {unknown}; matrices are {', '.join(LINEARS)}")
+            raise InputError(f"merge_lora: masks names {unknown}; matrices are {', '.join(_MATRICES)}")
         return {
             name: _folded(name, leaf, kept.get(name)) if isinstance(leaf, LoRA) else leaf
             for name, leaf in layer.items()

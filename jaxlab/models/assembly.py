@@ -30,18 +30,26 @@ def assemble_params(cfg: ModelConfig, read: Read, *, source: str, dtype: Any = j
     Raises:
       InputError: a tensor holds NaN or infinity.
     """
-
-    def stacked(name: str, shape: tuple[int, ...]) -> Any:
-        out = np.empty((cfg.num_layers, *shape), np.float32)
-        for layer in range(cfg.num_layers):
-            _fill(read, name, layer, out[layer], source)
-        return jnp.asarray(out, dtype)
-
     params = {
         name: read_leaf(read, name, None, shape, source=source, dtype=dtype)
         for name, shape in top_shapes(cfg).items()
     }
-    return params | {"layers": {name: stacked(name, shape) for name, shape in layer_shapes(cfg).items()}}
+    return params | {
+        "layers": {
+            name: read_stack(read, name, (cfg.num_layers, *shape), source=source, dtype=dtype)
+            for name, shape in layer_shapes(cfg).items()
+        }
+    }
+
+
+def read_stack(
+    read: Read, name: str, shape: tuple[int, ...], *, source: str, dtype: Any = jnp.float32
+) -> Any:
+    """One leaf of all layers, `shape` with the layer axis in front; arguments and errors as for `assemble_params`."""
+    out = np.empty(shape, np.float32)
+    for layer in range(shape[0]):
+        _fill(read, name, layer, out[layer], source)
+    return jnp.asarray(out, dtype)
 
 
 def read_leaf(

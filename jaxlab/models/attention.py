@@ -1,7 +1,7 @@
-"""Causal grouped-query attention, softmax in float32, with windows, segments and a cache.
+"""Grouped-query attention, softmax in float32, causal or not, with windows, segments and a cache.
 
-Without a cache the queries are cut into chunks, and a chunk meets only the keys up to its own end: most of
-the score matrix above the diagonal is never computed, and [T, T] scores never exist as a whole.
+Without a cache the queries are cut into chunks, and under causality a chunk meets only the keys up to its own end:
+most of the score matrix above the diagonal is never computed, and [T, T] scores never exist as a whole.
 """
 
 import jax
@@ -21,45 +21,68 @@ def attend(
     scale: float,
     window: int | Int[Array, ""] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    key_segment_ids: Int[Array, "B S"] | None = None,
     first_slot: Int[Array, " B"] | None = None,
+    score_bias: Float[Array, "#B heads T S"] | None = None,
+    causal: bool = True,
 ) -> Float[Array, "B T heads dim"]:
-    """Attention output of every query over the keys at or before it.
+    """Attention output of every query over the keys at or before it, or over all keys.
 
     Args:
         q: queries; heads is a multiple of kv_heads, and head h uses key head h * kv_heads // heads.
-        k: keys. Without a cache S = T; with one, slot s holds the row's token s.
+        k: keys. Without a cache S = T, unless they are other tokens'; with one, slot s holds the row's token s.
         v: values.
         scale: factor of the scores.
         window: keys that a query sees, itself included; None is all.
         segment_ids: tokens see each other only within a segment (no cache).
-        first_slot: slot of each row's first query in a cache; None: queries and keys are the same tokens.
+        key_segment_ids: segments of the keys, where these are other tokens than the queries.
+        first_slot: slot of each row's first query in a cache; None: there is no cache.
+        score_bias: added to the scaled scores.
+        causal: static. False: no order, and no window.
     """
     batch, time, heads, dim = q.shape
     kv_heads = k.shape[2]
     q = (q * scale).reshape(batch, time, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
+    key_segments = segment_ids if key_segment_ids is None else key_segment_ids
+
     def bias(start: int, stop: int, keys: int) -> Float[Array, "#B stop-start keys"]:
-        slots = jnp.arange(start, stop)[None, :]
-        if first_slot is not None:
-            slots = slots + first_slot[:, None]
-        distance = slots[:, :, None] - jnp.arange(keys)
-        visible = distance >= 0
-        if window is not None:
-            visible &= distance < window
-        if segment_ids is not None:
-            visible &= segment_ids[:, start:stop, None] == segment_ids[:, None, :keys]
+        if causal:
+            slots = jnp.arange(start, stop)[None, :]
+            if first_slot is not None:
+                slots = slots + first_slot[:, None]
+            distance = slots[:, :, None] - jnp.arange(keys)
+            visible = distance >= 0
+            if window is not None:
+                visible &= distance < window
+        else:
+            visible = jnp.ones((1, stop - start, keys), bool)
+        if segment_ids is not None and key_segments is not None:
+            visible &= segment_ids[:, start:stop, None] == key_segments[:, None, :keys]
         return jnp.where(visible, 0.0, HIDDEN)
 
+    def extra(start: int, stop: int, keys: int) -> Float[Array, "#B kv_heads group stop-start keys"] | None:
+        if score_bias is None:
+            return None
+        part = score_bias[:, :, start:stop, :keys]
+        return part.reshape(part.shape[0], kv_heads, -1, *part.shape[2:])
+
     if first_slot is not None:
-        out = _softmax_mix(q, k, v, bias(0, time, k.shape[2]))
+        slots = k.shape[2]
+        out = _softmax_mix(q, k, v, bias(0, time, slots), extra(0, time, slots))
     else:
         size = max(QUERY_CHUNK, -(-time // MAX_CHUNKS))
         chunks = []
         for start in range(0, time, size):
             stop = min(start + size, time)
-            keys, values = k[:, :, :stop], v[:, :, :stop]
-            chunks.append(_softmax_mix(q[:, :, :, start:stop], keys, values, bias(start, stop, stop)))
+            seen = stop if causal else k.shape[2]
+            keys, values = k[:, :, :seen], v[:, :, :seen]
+            chunks.append(
+                _softmax_mix(
+                    q[:, :, :, start:stop], keys, values, bias(start, stop, seen), extra(start, stop, seen)
+                )
+            )
         out = jnp.concatenate(chunks, axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
 
@@ -69,8 +92,9 @@ def _softmax_mix(
     k: Float[Array, "B kv_heads S dim"],
     v: Float[Array, "B kv_heads S dim"],
     bias: Float[Array, "#B T S"],
+    extra: Float[Array, "#B kv_heads group T S"] | None,
 ) -> Float[Array, "B kv_heads group T dim"]:
-    """Mix v by softmax(q k^T + bias), normalised after the product, which has fewer entries than the weights.
+    """Mix v by softmax(q k^T + bias + extra), normalised after the product, which has fewer entries than the weights.
 
     The group is folded into the queries' axis, so that each key head is one large matrix product. A bias that
     is added is much faster on CPUs than a mask that selects.
@@ -79,6 +103,8 @@ def _softmax_mix(
     rows = q.reshape(batch, kv_heads, group * time, dim)
     scores = jnp.einsum("bktd,bksd->bkts", rows, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, time, -1) + bias[:, None, None]
+    if extra is not None:
+        scores += extra
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     mixed = jnp.einsum(
         "bkts,bksd->bktd",

@@ -18,7 +18,8 @@ from jaxlab.models.config import LayerWidths, ModelConfig
 from jaxlab.models.gathered import Gathered, checked_indices
 from jaxlab.models.huggingface import config_from_hf, config_to_hf
 from jaxlab.models.linear import LINEARS
-from jaxlab.models.safetensors_weights import stored_tensors, tensor_name
+from jaxlab.models.safetensors_weights import stored_tensors
+from jaxlab.models.tensor_layouts import tensor_name
 from jaxlab.models.validation import layer_shapes, top_shapes
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}

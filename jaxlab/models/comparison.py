@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.transformer import Params, forward, logits
-from jaxlab.models.validation import check_tokens
+from jaxlab.models.validation import check_causal, check_tokens
 
 
 class Comparison(NamedTuple):
@@ -39,15 +39,20 @@ def compare(
     if not models or chunk < 1:
         raise InputError(f"{len(models)} models and chunk {chunk}: both must be at least 1")
     check_tokens(tokens, cfg)
+    check_causal(cfg, "compare")
     if tokens.shape[1] < 2:
         raise InputError(f"tokens has shape {tokens.shape}; scoring needs rows of at least 2 tokens")
     targets = jnp.asarray(tokens)[:, 1:]
     hidden = tuple(
-        forward(params, cfg, tokens).hidden[:, :-1].reshape(-1, cfg.hidden_size) for params in models
+        forward(params, cfg, tokens).hidden[:, :-1].reshape(-1, cfg.embed_size or cfg.hidden_size)
+        for params in models
     )
-    heads = tuple({name: params[name] for name in ("embed", "head") if name in params} for params in models)
+    heads = tuple({name: params[name] for name in _HEAD if name in params} for params in models)
     scores, kl = _score(heads, cfg, hidden, targets.reshape(-1), chunk)
     return Comparison(scores.reshape(len(models), *targets.shape), kl.reshape(len(models), *targets.shape))
+
+
+_HEAD = ("embed", "head", "head_bias")  # what `logits` reads
 
 
 @partial(jax.jit, static_argnames=("cfg", "chunk"))

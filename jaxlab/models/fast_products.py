@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, BFloat16, Float, UInt16
 
-from jaxlab.models.linear import LINEARS, dense, register_linear
+from jaxlab.models.linear import dense, matrix_names, register_linear
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=[])
@@ -40,8 +40,8 @@ class FastMatrix:
 
 @jax.jit
 def with_fast_products(layer: dict[str, Any]) -> dict[str, Any]:
-    """A block's parameters (or stacked blocks') with every matrix of `LINEARS` as a `FastMatrix`."""
-    return layer | {name: FastMatrix.of(dense(layer[name])) for name in LINEARS}
+    """A block's parameters (or stacked blocks') with every weight matrix as a `FastMatrix`."""
+    return layer | {name: FastMatrix.of(dense(layer[name])) for name in matrix_names(layer)}
 
 
 def fast_head(params: dict[str, Any]) -> FastMatrix:

@@ -3,8 +3,9 @@
 Shapes are sizes rounded up to powers of two, so that prompts of similar length share a compiled program.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxlab.models.cache import Cache, init_cache
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import dense
 from jaxlab.models.transformer import Params, forward, logits
-from jaxlab.models.validation import check_params, check_tokens, concrete
+from jaxlab.models.validation import check_causal, check_params, check_tokens, concrete
 
 SMALLEST_CACHE = 128
 SMALLEST_PROMPT = 32
@@ -34,7 +35,7 @@ class Generation(NamedTuple):
     logprobs: Float[Array, "batch max_new"] | None
 
 
-class _Sampling(NamedTuple):
+class Sampling(NamedTuple):
     """Values that may change without a new program."""
 
     temperature: Array
@@ -47,7 +48,7 @@ class _State(NamedTuple):
     """Of the decoding loop; the newest tokens, `tokens[:, step - 1]`, are not in the cache yet."""
 
     step: Int[Array, ""]
-    cache: Cache
+    cache: Any
     finished: Bool[Array, " batch"]
     written: Generation
 
@@ -91,25 +92,28 @@ def generate(
             than cfg.max_positions.
     """
     check_params(params, cfg)
+    check_causal(cfg, "generate")
     check_tokens(prompt, cfg)
     prompt, prompt_len = jnp.asarray(prompt), jnp.asarray(prompt_len)
     batch, time = prompt.shape
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    _check_options(cfg, prompt, prompt_len, max_new, options)
-
-    padded = min(_power_of_two(time, SMALLEST_PROMPT), cfg.max_positions)
+    check_prompt(prompt, prompt_len, max_new)
+    if time + max_new > cfg.max_positions:
+        raise InputError(
+            f"prompt of width {time} and max_new {max_new} exceed the model's {cfg.max_positions} positions"
+        )
+    sampling, choice = checked_sampling(temperature, top_k, top_p, min_p)
+    padded = min(power_of_two(time, SMALLEST_PROMPT), cfg.max_positions)
     prompt = jnp.pad(prompt, ((0, 0), (0, padded - time)))
-    filtered = top_k > 0 or top_p < 1.0 or min_p > 0.0
     return _generate(
         params,
         cfg,
         prompt,
         prompt_len.astype(jnp.int32),
-        _row_keys(key, batch),
-        _Sampling(**{name: jnp.asarray(value) for name, value in options.items()}),
+        row_keys(key, batch),
+        sampling,
         max_new=max_new,
-        slots=_power_of_two(max(padded, time + max_new), SMALLEST_CACHE),
-        choice="likeliest" if temperature == 0.0 else "filtered" if filtered else "free",
+        slots=power_of_two(max(padded, time + max_new), SMALLEST_CACHE),
+        choice=choice,
         stop_ids=tuple(int(token) for token in stop_ids),
         with_logprobs=logprobs,
     )
@@ -122,7 +126,7 @@ def _generate(
     prompt: Array,
     prompt_len: Array,
     keys: Array,
-    sampling: _Sampling,
+    sampling: Sampling,
     *,
     max_new: int,
     slots: int,
@@ -130,8 +134,63 @@ def _generate(
     stop_ids: tuple[int, ...],
     with_logprobs: bool,
 ) -> Generation:
-    batch = prompt.shape[0]
-    padding = 0 if cfg.pad_id is None else cfg.pad_id
+    def score(hidden: Array) -> Array:
+        return logits(params, cfg, hidden)
+
+    def advance(cache: Cache, newest: Array) -> tuple[Array, Cache]:
+        hidden, cache_after = forward(params, cfg, newest, cache=cache)
+        assert cache_after is not None
+        return hidden[:, 0], cache_after
+
+    dtype = jax.eval_shape(dense, params["embed"]).dtype
+    hidden, cache = forward(params, cfg, prompt, cache=init_cache(cfg, prompt.shape[0], slots, dtype=dtype))
+    assert cache is not None
+    last = jnp.take_along_axis(hidden, (prompt_len - 1)[:, None, None], axis=1)[:, 0]
+    return decode_loop(
+        last,
+        cache._replace(length=prompt_len),
+        score,
+        advance,
+        keys,
+        sampling,
+        max_new=max_new,
+        choice=choice,
+        padding=0 if cfg.pad_id is None else cfg.pad_id,
+        stop_ids=stop_ids,
+        with_logprobs=with_logprobs,
+    )
+
+
+def decode_loop(
+    hidden: Float[Array, "batch hidden"],
+    cache: Any,
+    score: Callable[[Array], Array],
+    advance: Callable[[Any, Array], tuple[Array, Any]],
+    keys: Key[Array, " batch"],
+    sampling: Sampling,
+    *,
+    max_new: int,
+    choice: str,
+    padding: int,
+    stop_ids: tuple[int, ...],
+    with_logprobs: bool,
+) -> Generation:
+    """Token after token; to be called under jit.
+
+    Args:
+        hidden: states that predict the first new token.
+        cache: what the model remembers of the tokens before it.
+        score: hidden states -> scores over the vocabulary.
+        advance: (cache, newest tokens [batch, 1]) -> (hidden states that predict the next ones, cache).
+        keys: one a row.
+        sampling: values for `choice`.
+        max_new: see `generate`.
+        choice: what `checked_sampling` says.
+        padding: token that follows upon the end of a row.
+        stop_ids: see `generate`.
+        with_logprobs: see `generate`.
+    """
+    batch = keys.shape[0]
     stops = jnp.asarray(stop_ids, jnp.int32)
 
     def choose(scores: Array, step: Array) -> Array:
@@ -142,7 +201,7 @@ def _generate(
         return jax.vmap(sample, (0, 0, None))(step_keys, scores, sampling)
 
     def append(state: _State, hidden: Array) -> _State:
-        scores = logits(params, cfg, hidden).astype(jnp.float32)
+        scores = score(hidden).astype(jnp.float32)
         alive, written = ~state.finished, state.written
         token = jnp.where(alive, choose(scores, state.step), padding).astype(jnp.int32)
         logprobs = written.logprobs
@@ -157,30 +216,24 @@ def _generate(
 
     def decode(state: _State) -> _State:
         newest = lax.dynamic_slice_in_dim(state.written.tokens, state.step - 1, 1, axis=1)
-        hidden, cache = forward(params, cfg, newest, cache=state.cache)
-        assert cache is not None
-        return append(state._replace(cache=cache), hidden[:, 0])
+        hidden, cache = advance(state.cache, newest)
+        return append(state._replace(cache=cache), hidden)
 
-    dtype = jax.eval_shape(dense, params["embed"]).dtype
-    hidden, cache = forward(params, cfg, prompt, cache=init_cache(cfg, batch, slots, dtype=dtype))
-    assert cache is not None
-    last = jnp.take_along_axis(hidden, (prompt_len - 1)[:, None, None], axis=1)[:, 0]
     empty = Generation(
         jnp.full((batch, max_new), padding, jnp.int32),
         jnp.zeros(batch, jnp.int32),
         jnp.zeros((batch, max_new), jnp.float32) if with_logprobs else None,
     )
-    state = _State(jnp.int32(0), cache._replace(length=prompt_len), jnp.zeros(batch, bool), empty)
-    state = append(state, last)
+    state = append(_State(jnp.int32(0), cache, jnp.zeros(batch, bool), empty), hidden)
     more = lambda state: (state.step < max_new) & ~state.finished.all()  # noqa: E731
     return lax.while_loop(more, decode, state).written
 
 
-def _sample(key: Array, scores: Float[Array, " vocabulary"], sampling: _Sampling) -> Int[Array, ""]:
+def _sample(key: Array, scores: Float[Array, " vocabulary"], sampling: Sampling) -> Int[Array, ""]:
     return jax.random.categorical(key, scores / sampling.temperature)
 
 
-def _sample_filtered(key: Array, scores: Float[Array, " vocabulary"], sampling: _Sampling) -> Int[Array, ""]:
+def _sample_filtered(key: Array, scores: Float[Array, " vocabulary"], sampling: Sampling) -> Int[Array, ""]:
     order = jnp.argsort(-scores)
     ranked = scores[order] / sampling.temperature
     rank = jnp.arange(len(ranked))
@@ -193,8 +246,12 @@ def _sample_filtered(key: Array, scores: Float[Array, " vocabulary"], sampling: 
     return order[jax.random.categorical(key, jnp.where(keep, ranked, -jnp.inf))]
 
 
-def _row_keys(key: Array, batch: int) -> Key[Array, " batch"]:
-    """One typed key a row."""
+def row_keys(key: Array, batch: int) -> Key[Array, " batch"]:
+    """One typed key a row.
+
+    Raises:
+        InputError: neither one key nor as many as rows.
+    """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
@@ -204,14 +261,17 @@ def _row_keys(key: Array, batch: int) -> Key[Array, " batch"]:
     return key
 
 
-def _power_of_two(size: int, smallest: int) -> int:
+def power_of_two(size: int, smallest: int) -> int:
     """The smallest power of two that is at least `size` and at least `smallest`."""
     return max(smallest, 1 << (size - 1).bit_length())
 
 
-def _check_options(
-    cfg: ModelConfig, prompt: Array, prompt_len: Array, max_new: int, sampling: dict[str, float]
-) -> None:
+def check_prompt(prompt: Array, prompt_len: Array, max_new: int) -> None:
+    """Check right-padded prompts, their lengths, and how many tokens are to follow.
+
+    Raises:
+        InputError: one of them is out of range or of a wrong shape.
+    """
     batch, time = prompt.shape
     if prompt_len.shape != (batch,) or not jnp.issubdtype(prompt_len.dtype, jnp.integer):
         raise InputError(
@@ -223,16 +283,24 @@ def _check_options(
         raise InputError(f"prompt_len is {lengths.tolist()}; each must be 1 to {time}, the width of prompt")
     if max_new < 1:
         raise InputError(f"max_new is {max_new}; it must be at least 1")
-    if time + max_new > cfg.max_positions:
-        raise InputError(
-            f"prompt of width {time} and max_new {max_new} exceed the model's {cfg.max_positions} positions"
-        )
+
+
+def checked_sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[Sampling, str]:
+    """The options of `generate` as arrays, and how they choose a token: "likeliest", "filtered" or "free".
+
+    Raises:
+        InputError: one is out of range.
+    """
+    values = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     ranges = {
-        "temperature": ("at least 0", sampling["temperature"] >= 0),
-        "top_k": ("0 (off) or more", sampling["top_k"] >= 0),
-        "top_p": ("in (0, 1]", 0 < sampling["top_p"] <= 1),
-        "min_p": ("in [0, 1]", 0 <= sampling["min_p"] <= 1),
+        "temperature": ("at least 0", temperature >= 0),
+        "top_k": ("0 (off) or more", top_k >= 0),
+        "top_p": ("in (0, 1]", 0 < top_p <= 1),
+        "min_p": ("in [0, 1]", 0 <= min_p <= 1),
     }
     for name, (right, holds) in ranges.items():
         if not holds:
-            raise InputError(f"{name} is {sampling[name]}; it must be {right}")
+            raise InputError(f"{name} is {values[name]}; it must be {right}")
+    filtered = top_k > 0 or top_p < 1.0 or min_p > 0.0
+    choice = "likeliest" if temperature == 0.0 else "filtered" if filtered else "free"
+    return Sampling(**{name: jnp.asarray(value) for name, value in values.items()}), choice

@@ -1,4 +1,6 @@
-"""`config.json` of Hugging Face to `ModelConfig` and back, for the five families.
+"""`config.json` of Hugging Face to `ModelConfig` and back.
+
+The families with RMSNorm are here, the others in `layer_norm_families`.
 
 Both ways of writing the rotary parameters are read: `rope_parameters` (transformers 5) and `rope_theta` with
 `rope_scaling` (before). Fields that a file leaves out take the values that transformers gives them.
@@ -9,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlab.errors import InputError
-from jaxlab.models.config import ModelConfig, RopeScaling
+from jaxlab.models.config import ModelConfig
+from jaxlab.models.config_fields import GLOBAL, Fields, end_tokens, rotary_fields, rotary_parameters
+from jaxlab.models.layer_norm_families import LAYER_NORM_FAMILIES, layer_norm_config, layer_norm_fields
 
 FAMILY_OF = {
     "llama": "llama",
@@ -18,7 +22,7 @@ FAMILY_OF = {
     "qwen3": "qwen3",
     "gemma3_text": "gemma3",
     "gemma3": "gemma3",  # with a vision tower, of which only the language model is used
-}
+} | {name: name for name in LAYER_NORM_FAMILIES}
 
 NOTES = "jaxlab"
 """Key of what this library notes in `config.json`; everybody else ignores it."""
@@ -33,7 +37,7 @@ _ARCHITECTURES = {
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+_SLIDING, _FULL = "sliding_attention", GLOBAL
 
 # What transformers assumes for absent fields; sizes that every file states have no entry.
 _COMMON_DEFAULTS: dict[str, Any] = {
@@ -116,10 +120,13 @@ def config_from_hf(
     if model_type not in FAMILY_OF:
         raise InputError(
             f"{source}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILY_OF)}"
+            " (and t5, by load_t5)"
         )
     family = FAMILY_OF[model_type]
+    if family in LAYER_NORM_FAMILIES:
+        return layer_norm_config(family, config, source=source, generation=generation)
     text = config.get("text_config", {}) if model_type == "gemma3" else config
-    values = _Values({**_COMMON_DEFAULTS, **_DEFAULTS[family], **text}, source)
+    values = Fields({**_COMMON_DEFAULTS, **_DEFAULTS[family], **text}, source)
     for name in _UNSUPPORTED:
         if values.get(name):
             raise InputError(f"{source}: {name} is {values[name]!r}, which is not supported")
@@ -128,8 +135,9 @@ def config_from_hf(
         values.size(name) for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
     )
     head_dim = values.size("head_dim", hidden // heads)
-    theta, scaling = _rope(values)
-    ends = (generation or {}).get("eos_token_id", config.get("eos_token_id", values["eos_token_id"]))
+    theta, scaling, share = rotary_fields(values)
+    if share != 1.0:
+        raise InputError(f"{source}: partial_rotary_factor is {share}; only 1.0 is supported")
     bias = bool(values["attention_bias"]) and family != "mistral"
     common = ModelConfig(
         family=family,
@@ -146,13 +154,13 @@ def config_from_hf(
         qkv_bias=bias or family == "qwen2",
         o_bias=bias and family != "qwen2",
         mlp_bias=bool(values["mlp_bias"]) and family == "llama",
-        activation=_activation(values, "hidden_activation" if family == "gemma3" else "hidden_act"),
+        activation=values.choice("hidden_activation" if family == "gemma3" else "hidden_act", _ACTIVATIONS),
         rope_theta=theta,
         rope_scaling=scaling,
         layer_windows=_windows(values, family, layers),
         tie_embeddings=bool(config.get("tie_word_embeddings", values["tie_word_embeddings"])),
         bos_id=values["bos_token_id"],
-        eos_ids=() if ends is None else tuple(ends) if isinstance(ends, list | tuple) else (ends,),
+        eos_ids=end_tokens(config.get("eos_token_id", values["eos_token_id"]), generation),
         pad_id=values["pad_token_id"],
     )
     if family != "gemma3":
@@ -174,15 +182,13 @@ def config_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     Raises:
       InputError: the model has a feature that its family does not have in transformers.
     """
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": cfg.rope_theta}
-    if cfg.rope_scaling is not None:
-        rope |= {"rope_type": cfg.rope_scaling.kind, "factor": cfg.rope_scaling.factor}
-        if cfg.rope_scaling.kind == "llama3":
-            rope |= {
-                "low_freq_factor": cfg.rope_scaling.low_freq_factor,
-                "high_freq_factor": cfg.rope_scaling.high_freq_factor,
-                "original_max_position_embeddings": cfg.rope_scaling.original_max_positions,
-            }
+    if cfg.family == "t5":
+        raise InputError("cfg.family is 't5', one stack of an encoder-decoder: save the whole with save_t5")
+    if cfg.family in LAYER_NORM_FAMILIES:
+        config = layer_norm_fields(cfg)
+        _check_faithful(cfg, config)
+        return config
+    rope = rotary_parameters(cfg.rope_theta, cfg.rope_scaling)
     gemma = cfg.family == "gemma3"
     config = {
         "architectures": [_ARCHITECTURES[cfg.family]],
@@ -238,40 +244,12 @@ def _check_faithful(cfg: ModelConfig, config: dict[str, Any]) -> None:
             )
 
 
-def _rope(values: "_Values") -> tuple[float, RopeScaling | None]:
-    """Base and stretch of the rotary frequencies (of the global layers, where layers differ)."""
-    rope = values.get("rope_parameters") or {}
-    rope = rope.get(_FULL, rope) or {}
-    stretch = {**(values.get("rope_scaling") or {}), **rope}
-    theta = float(rope.get("rope_theta", values["rope_theta"]))
-    kind = stretch.get("rope_type", stretch.get("type", "default"))
-    share = stretch.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
-    if share not in (None, 1.0):
-        raise InputError(f"{values.source}: partial_rotary_factor is {share}; only 1.0 is supported")
-    if kind == "default":
-        return theta, None
-    try:
-        if kind == "linear":
-            return theta, RopeScaling("linear", float(stretch["factor"]))
-        if kind == "llama3":
-            return theta, RopeScaling(
-                "llama3",
-                float(stretch["factor"]),
-                float(stretch["low_freq_factor"]),
-                float(stretch["high_freq_factor"]),
-                int(stretch.get("original_max_position_embeddings", values["max_position_embeddings"])),
-            )
-    except KeyError as error:
-        raise InputError(f"{values.source}: rope scaling {kind!r} lacks {error}") from error
-    raise InputError(f"{values.source}: rope scaling {kind!r} is not supported; supported are linear, llama3")
-
-
-def _local_theta(values: "_Values") -> float:
+def _local_theta(values: Fields) -> float:
     local = (values.get("rope_parameters") or {}).get(_SLIDING) or {}
     return float(local.get("rope_theta", values["rope_local_base_freq"]))
 
 
-def _windows(values: "_Values", family: str, layers: int) -> tuple[int | None, ...]:
+def _windows(values: Fields, family: str, layers: int) -> tuple[int | None, ...]:
     window = values["sliding_window"]
     if family == "llama" or window is None:
         return (None,) * layers
@@ -307,34 +285,3 @@ def _window_fields(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.family == "gemma3":
         return {"layer_types": types, "sliding_window": window or cfg.max_positions}
     return {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
-
-
-def _activation(values: "_Values", field: str) -> str:
-    name = values[field]
-    if name not in _ACTIVATIONS:
-        raise InputError(f"{values.source}: {field} is {name!r}; supported are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
-
-
-class _Values(dict[str, Any]):
-    """Fields of a `config.json` over their defaults, checked as they are read."""
-
-    def __init__(self, values: Mapping[str, Any], source: str):
-        super().__init__(values)
-        self.source = source
-
-    def size(self, name: str, default: int | None = None) -> int:
-        """A positive integer; `default` stands for null."""
-        value = self.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise InputError(f"{self.source}: {name} is missing")
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{self.source}: {name} is {value!r}, expected a positive integer")
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.get(name)
-        if not isinstance(value, int | float):
-            raise InputError(f"{self.source}: {name} is {value!r}, expected a number")
-        return float(value)

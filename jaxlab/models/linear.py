@@ -5,7 +5,7 @@ gathered rows). Registered classes must be pytrees whose arrays have a leading l
 stacked, so that `lax.scan` can slice them like arrays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,15 @@ from jaxlab.errors import InputError
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 """Names of the weight matrices of a block, in the order in which the forward pass uses them."""
+
+
+CROSS_LINEARS = ("cross_q", "cross_k", "cross_v", "cross_o")
+"""Those of a block's attention to an encoder's output, which follow upon q, k, v, o."""
+
+
+def matrix_names(layer: Mapping[str, Any]) -> list[str]:
+    """Names of the weight matrices that a block has; without a gate, or with attention to an encoder."""
+    return [name for name in LINEARS + CROSS_LINEARS if name in layer]
 
 
 class _Rule(NamedTuple):

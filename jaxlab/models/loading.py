@@ -20,7 +20,7 @@ from jaxlab.models.gguf import read_gguf
 from jaxlab.models.gguf_weights import config_from_gguf, params_from_gguf
 from jaxlab.models.hub import snapshot
 from jaxlab.models.huggingface import NOTES, config_from_hf
-from jaxlab.models.packages import PACKAGES, is_available, weight_file
+from jaxlab.models.packages import PACKAGES, is_available, model_path
 from jaxlab.models.safetensors_weights import open_safetensors, params_from_safetensors, weight_files
 from jaxlab.models.tokenizers import tokenizer_from_directory, tokenizer_from_gguf
 from jaxlab.models.validation import layer_shapes, top_shapes
@@ -71,7 +71,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     name = os.fspath(source)
     kind, _, rest = name.partition(":")
     if kind == "pkg":
-        return weight_file(rest)
+        return model_path(rest)
     if kind == "hf":
         return snapshot(rest)
     path = Path(name).expanduser()
@@ -159,7 +159,7 @@ def describe(source: str | os.PathLike[str]) -> Description:
     path = resolve(source)
     if path.is_dir():
         files = weight_files(path)
-        config, cfg, file_format = _read_json(path / CONFIG), _read_config(path), "safetensors"
+        config, cfg, file_format = read_json(path / CONFIG), _read_config(path), "safetensors"
         parameters = parameter_count(cfg)
         tensors = [tensor for file in files for tensor in _stored(file)]
         method = (config.get("quantization_config") or {}).get("quant_method")
@@ -205,7 +205,7 @@ def _load_gguf(path: Path, dtype: Any) -> Model:
 
 
 def _load_directory(directory: Path, dtype: Any) -> Model:
-    config = _read_json(directory / CONFIG)
+    config = read_json(directory / CONFIG)
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method is not None:
         return _loader(method, directory)(directory, dtype)
@@ -229,8 +229,8 @@ def _loader(method: str, directory: Path) -> Loader:
 
 
 def _read_config(directory: Path) -> ModelConfig:
-    generation = _read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
-    config = _read_json(directory / CONFIG)
+    generation = read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
+    config = read_json(directory / CONFIG)
     read = config_from_compact if is_compact(config) else config_from_hf
     cfg = read(config, source=str(directory / CONFIG), generation=generation)
     widths = (config.get("quantization_config") or {}).get("layer_widths")  # of a pruned and quantized model
@@ -251,11 +251,16 @@ def pruned_from(source: str | os.PathLike[str]) -> str | None:
       source: as for `load`.
     """
     path = resolve(source)
-    notes = _read_json(path / CONFIG).get(NOTES) if path.is_dir() else None
+    notes = read_json(path / CONFIG).get(NOTES) if path.is_dir() else None
     return notes.get("pruned_from") if isinstance(notes, dict) else None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+      InputError: it is missing or holds something else.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.transformer import Params, forward, logits
-from jaxlab.models.validation import check_tokens
+from jaxlab.models.validation import check_causal, check_tokens
 
 
 def token_logprobs(
@@ -132,6 +132,7 @@ def _map_chunks(
 
 def _check(tokens: Array, cfg: ModelConfig, chunk: int, mask: Array | None) -> None:
     check_tokens(tokens, cfg, mask=mask)
+    check_causal(cfg, "log-probabilities")
     if tokens.shape[1] < 2:
         raise InputError(f"tokens has shape {tokens.shape}; a row needs two tokens for one to be predicted")
     if chunk < 1:

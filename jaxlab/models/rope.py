@@ -1,6 +1,6 @@
 """Rotary position embeddings in the half-split layout of Hugging Face.
 
-Head dimension i is rotated together with i + head_dim / 2 by the angle position * inverse_frequency[i].
+Head dimension i is rotated together with i + half of the rotated ones by the angle position * inverse_frequency[i].
 Reference: arXiv:2104.09864, section 3.4.2; the llama3 stretch is that of the Llama 3.1 release.
 """
 
@@ -20,7 +20,7 @@ def layer_geometry(cfg: ModelConfig) -> tuple[Float[Array, "layers half_dim"], I
     """Rotary frequencies and attention window of every layer, as arrays that one scan can slice.
 
     Returns:
-        inverse_frequencies float32 [L, head_dim / 2], and windows int32 [L], `NO_WINDOW` in global layers.
+        inverse_frequencies float32 [L, cfg.rotated / 2], and windows int32 [L], `NO_WINDOW` in global layers.
     """
     table, kinds = frequency_table(cfg)
     windows = [NO_WINDOW if window is None else window for window in cfg.layer_windows]
@@ -28,11 +28,11 @@ def layer_geometry(cfg: ModelConfig) -> tuple[Float[Array, "layers half_dim"], I
 
 
 def frequency_table(cfg: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows of inverse frequencies, float32 [1 or 2, head_dim / 2], and the row of each layer."""
-    plain = _stretched(_frequencies(cfg.rope_theta, cfg.head_dim), cfg.rope_scaling)
+    """Distinct rows of inverse frequencies, float32 [1 or 2, cfg.rotated / 2], and the row of each layer."""
+    plain = _stretched(_frequencies(cfg.rope_theta, cfg.rotated), cfg.rope_scaling)
     if cfg.rope_theta_local is None:
         return plain[None], np.zeros(cfg.num_layers, np.int32)
-    local = _frequencies(cfg.rope_theta_local, cfg.head_dim)
+    local = _frequencies(cfg.rope_theta_local, cfg.rotated)
     return np.stack([plain, local]), np.array([window is not None for window in cfg.layer_windows], np.int32)
 
 
@@ -49,7 +49,13 @@ def rotate(
     cos: Float[Array, "batch time half_dim"],
     sin: Float[Array, "batch time half_dim"],
 ) -> Float[Array, "batch time heads dim"]:
-    """Turn each head's pair (i, i + dim / 2) by its angle; float32 inside, the dtype of `x` outside."""
+    """Turn each head's pair (i, i + dim / 2) by its angle; float32 inside, the dtype of `x` outside.
+
+    Where there are fewer angles than pairs, the last dimensions stay as they are and the pairs are those of the rest.
+    """
+    width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], cos, sin), x[..., width:]], axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

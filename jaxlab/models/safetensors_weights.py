@@ -1,4 +1,4 @@
-"""Parameters from the safetensors files of a Hugging Face directory, and the tensors' names there."""
+"""Parameters from the safetensors files of a Hugging Face directory."""
 
 import contextlib
 import json
@@ -12,47 +12,11 @@ import numpy as np
 from jaxlab.errors import InputError
 from jaxlab.models.assembly import Read, assemble_params
 from jaxlab.models.config import ModelConfig
+from jaxlab.models.tensor_layouts import layout_of, stored_shape, take_leaf, tensor_names
+from jaxlab.models.tensor_layouts import tensor_name as tensor_name  # looked for here by those who read files
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-
-_LAYER_TENSORS = {
-    "attn_norm": "input_layernorm.weight",
-    "q": "self_attn.q_proj.weight",
-    "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight",
-    "o": "self_attn.o_proj.weight",
-    "q_bias": "self_attn.q_proj.bias",
-    "k_bias": "self_attn.k_proj.bias",
-    "v_bias": "self_attn.v_proj.bias",
-    "o_bias": "self_attn.o_proj.bias",
-    "q_norm": "self_attn.q_norm.weight",
-    "k_norm": "self_attn.k_norm.weight",
-    "mlp_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-    "gate_bias": "mlp.gate_proj.bias",
-    "up_bias": "mlp.up_proj.bias",
-    "down_bias": "mlp.down_proj.bias",
-}
-_SANDWICH_TENSORS = {
-    "post_attn_norm": "post_attention_layernorm.weight",
-    "mlp_norm": "pre_feedforward_layernorm.weight",
-    "post_mlp_norm": "post_feedforward_layernorm.weight",
-}
-_EMBED, _HEAD = "embed_tokens.weight", "lm_head.weight"
-
-
-def tensor_name(cfg: ModelConfig, name: str, layer: int | None, *, prefix: str = "model.") -> str:
-    """What the leaf `name` (of layer `layer`, or None) is called in a Hugging Face checkpoint."""
-    if layer is not None:
-        layer_tensors = _LAYER_TENSORS | _SANDWICH_TENSORS if cfg.sandwich_norms else _LAYER_TENSORS
-        return f"{prefix}layers.{layer}.{layer_tensors[name]}"
-    if name == "head":
-        # Beside the model, not inside: "model." -> "", "language_model.model." -> "language_model.".
-        return prefix.removesuffix("model.") + _HEAD
-    return prefix + {"embed": _EMBED, "final_norm": "norm.weight"}[name]
 
 
 def params_from_safetensors(directory: Path, cfg: ModelConfig, *, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -68,7 +32,7 @@ def params_from_safetensors(directory: Path, cfg: ModelConfig, *, dtype: Any = j
         `cfg` says, or holds NaN.
     """
     with stored_tensors(directory) as stored:
-        read = stored.reader(cfg, prefix=stored.prefix())
+        read = stored.reader(cfg, prefix=stored.prefix(cfg))
         return assemble_params(cfg, read, source=str(directory), dtype=dtype)
 
 
@@ -105,24 +69,32 @@ class StoredTensors:
             raise InputError(f"{self.directory}: tensor {tensor!r} is missing from {files}")
         return self._file_of[tensor]
 
-    def reader(self, cfg: ModelConfig, *, prefix: str = "model.") -> Read:
+    def reader(self, cfg: ModelConfig, *, prefix: str | None = None) -> Read:
         """Reads the leaves of a model by their names here; `prefix` stands before their names there."""
 
         def read(name: str, layer: int | None, out: np.ndarray) -> str:
-            tensor = tensor_name(cfg, name, layer, prefix=prefix)
-            out[...] = self.get(tensor, out.shape)
+            names = tensor_names(cfg, name, layer, prefix=prefix)
+            tensor = next((known for known in names if known in self._file_of), names[0])
+            stored = self.get(tensor, stored_shape(cfg, name, layer, out.shape))
+            out[...] = take_leaf(cfg, name, layer, stored)
             return tensor
 
         return read
 
-    def prefix(self) -> str:
-        """What stands before `embed_tokens.weight`: "model.", or longer inside a model that also sees images."""
-        found = [name for name in self._file_of if name.endswith(_EMBED)]
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self._file_of
+
+    def prefix(self, cfg: ModelConfig) -> str:
+        """What stands before the name of the embedding: "model.", or longer inside a model that also sees images, or
+        nothing where the model was saved without its head.
+        """
+        embed = layout_of(cfg).top["embed"]
+        found = [name for name in self._file_of if f".{name}".endswith(f".{embed}")]
         if len(found) != 1:
             raise InputError(
-                f"{self.directory}: expected one tensor named ...{_EMBED}, found {found or 'none'}"
+                f"{self.directory}: expected one tensor named ...{embed}, found {found or 'none'}"
             )
-        return found[0].removesuffix(_EMBED)
+        return found[0].removesuffix(embed)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,10 @@ from jaxlab.models.compact import compact_config, index_buffers, write_sources
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.gathered import Gathered
 from jaxlab.models.huggingface import NOTES, config_to_hf
+from jaxlab.models.layer_norm_families import LAYER_NORM_FAMILIES
 from jaxlab.models.linear import dense
-from jaxlab.models.safetensors_weights import WEIGHTS, tensor_name
+from jaxlab.models.safetensors_weights import WEIGHTS
+from jaxlab.models.tensor_layouts import make_tensor, tensor_name
 from jaxlab.models.validation import layer_shapes, top_shapes
 
 if TYPE_CHECKING:
@@ -62,9 +64,7 @@ def save_hf(
         or is `Gathered` under the layout "uniform".
       ResourceError: the disk is full, or the directory cannot be written.
     """
-    dtype = jnp.dtype(dtype)
-    if dtype.name not in DTYPES:
-        raise InputError(f"dtype is {dtype.name}; it must be one of {', '.join(DTYPES)}")
+    dtype = checked_dtype(dtype)
     _check_layout(layout)
     layers = params["layers"]
     if isinstance(layers, tuple) and len(layers) != cfg.num_layers:
@@ -101,12 +101,12 @@ def widest(cfg: ModelConfig) -> ModelConfig:
     """A model of equal layers into which every layer of `cfg` fits.
 
     The number of query heads must divide the hidden size where it did before: transformers checks it for some
-    families, although `head_dim` is explicit.
+    families, although `head_dim` is explicit; others have no explicit one and keep their heads.
     """
     widths = [cfg.widths(layer) for layer in range(cfg.num_layers)]
     group = cfg.num_heads // cfg.num_kv_heads
     needed = max(1, *(one.num_kv_heads for one in widths))
-    candidates = range(needed, cfg.num_kv_heads)
+    candidates = range(needed, cfg.num_kv_heads) if cfg.family not in LAYER_NORM_FAMILIES else ()
     kv_heads = next((n for n in candidates if cfg.hidden_size % (n * group) == 0), cfg.num_kv_heads)
     return dataclasses.replace(
         cfg,
@@ -134,13 +134,7 @@ def named_tensors(
         `dtype`), or cannot be had in this layout.
     """
     tensors: dict[str, np.ndarray] = {}
-
-    def finite(tensor: str, leaf: Any) -> np.ndarray:
-        with np.errstate(over="ignore"):  # said below, with the tensor's name
-            array = np.asarray(dense(leaf)).astype(dtype)
-        if not np.isfinite(array).all():
-            raise InputError(f"{tensor} holds NaN or infinity in {dtype}; nothing was saved")
-        return np.ascontiguousarray(array)
+    parts: dict[str, list[np.ndarray]] = {}  # of a tensor that holds several leaves
 
     def check_shape(tensor: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
         if found != shape:
@@ -155,13 +149,14 @@ def named_tensors(
             )
         if isinstance(leaf, Gathered) and layout == "compact":
             check_shape(tensor, (leaf.size, leaf.width), shape)
-            tensors[tensor] = finite(tensor, leaf.weight)
+            tensors[tensor] = finite_array(tensor, leaf.weight, dtype)
             tensors.update(index_buffers(tensor, leaf))
             return
-        array = finite(tensor, leaf)
+        array = finite_array(tensor, leaf, dtype)
         check_shape(tensor, array.shape, shape)
         lacking = [(0, most - size) for most, size in zip(room, shape, strict=True)]
-        tensors[tensor] = array if room == shape else np.pad(array, lacking)
+        parts.setdefault(tensor, []).append(array if room == shape else np.pad(array, lacking))
+        tensors[tensor] = make_tensor(cfg, name, layer, parts[tensor])
 
     for name, shape in top_shapes(cfg).items():
         add(name, None, params[name], shape, shape)
@@ -177,6 +172,31 @@ def named_tensors(
         for name, shape in shapes.items():
             add(name, index, one[name], shape, room[name])
     return tensors
+
+
+def finite_array(tensor: str, leaf: Any, dtype: Any) -> np.ndarray:
+    """The matrix that a leaf stands for, rounded to `dtype`.
+
+    Raises:
+      InputError: it holds NaN or infinity, `tensor` says where.
+    """
+    with np.errstate(over="ignore"):  # said below, with the tensor's name
+        array = np.asarray(dense(leaf)).astype(dtype)
+    if not np.isfinite(array).all():
+        raise InputError(f"{tensor} holds NaN or infinity in {dtype}; nothing was saved")
+    return np.ascontiguousarray(array)
+
+
+def checked_dtype(dtype: Any) -> Any:
+    """One of `DTYPES`.
+
+    Raises:
+      InputError: it is another one.
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype.name not in DTYPES:
+        raise InputError(f"dtype is {dtype.name}; it must be one of {', '.join(DTYPES)}")
+    return dtype
 
 
 def write_config_and_tokenizer(

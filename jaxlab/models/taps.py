@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab.kernels.syrk import syrk_accumulate, tokens_last
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.fast_products import fast_transposed_product
-from jaxlab.models.linear import LINEARS, dense, linear, matrix_shape, register_linear
+from jaxlab.models.linear import dense, linear, matrix_names, matrix_shape, register_linear
 from jaxlab.models.transformer import Taps, block_by_index, default_positions, embed
 
 Kept = Literal["tokens", "moment"]
@@ -162,12 +162,12 @@ def sweep_back(
         )
 
         def tapped_block(hidden: Array, dummies: dict[str, Array]) -> tuple[Array, Taps]:
-            tapped = {name: Tapped(layer[name], dummies[name], counted, kept, precision) for name in LINEARS}
+            tapped = {name: Tapped(layer[name], dummies[name], counted, kept, precision) for name in dummies}
             after, _, taps = run(layer | tapped, hidden, index)
             return after, taps
 
         dummies = {}
-        for name in LINEARS:
+        for name in matrix_names(layer):
             dummies[name] = dummy(matrix_shape(layer[name])[0], batch * time, kept, precision)
         _, pull_back, taps = jax.vjp(tapped_block, hidden, dummies, has_aux=True)
         before, shown = zip(*map(pull_back, cotangents), strict=True)

@@ -1,9 +1,10 @@
-"""The forward pass of Llama, Mistral, Qwen2, Qwen3 and Gemma 3 as pure functions of a parameter pytree.
+"""The forward pass of Llama, Mistral, Qwen2, Qwen3, Gemma 3, OPT, GPT-2, GPT-NeoX, Phi and the encoder BERT as pure
+functions of a parameter pytree.
 
 `params` is `{"embed": [V, D], "layers": {name: [L, ...]} or a tuple of per-layer dicts, "final_norm": [D],
-"head": [V, D] (absent when tied)}` with all matrices `[out, in]`. Stacked layers run under one `lax.scan`; a
-tuple runs as a Python loop of the same `block`, so that its members may differ in kind and width; a layer may
-have no key-value heads or no hidden units left.
+"head": [V, D] (absent when tied)}` with all matrices `[out, in]`; `validation.top_shapes` says what flags of the
+configuration add. Stacked layers run under one `lax.scan`; a tuple runs as a Python loop of the same `block`, so that
+its members may differ in kind and width; a layer may have no key-value heads or no hidden units left.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,13 @@ from jaxlab.models.cache import Cache, read, write
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import dense, linear
 from jaxlab.models.rope import frequency_table, layer_geometry, rotary_factors, rotate
-from jaxlab.models.validation import check_cache, check_params, check_tokens
+from jaxlab.models.validation import (
+    check_cache,
+    check_causal,
+    check_params,
+    check_positions,
+    check_tokens,
+)
 
 Params = dict[str, Any]
 Taps = dict[str, Array]
@@ -36,7 +43,10 @@ SITE_OF = {name: site for site, names in INPUT_SITES.items() for name in names}
 
 
 class Forward(NamedTuple):
-    """Result of `forward`: the hidden states after the final norm, and the cache with the new tokens."""
+    """Result of `forward`: the hidden states after the final norm, and the cache with the new tokens.
+
+    Where `cfg.embed_size` is given they have that width.
+    """
 
     hidden: Float[Array, "batch time hidden"]
     cache: Cache | None
@@ -49,19 +59,21 @@ def forward(
     *,
     positions: Int[Array, "batch time"] | None = None,
     segment_ids: Int[Array, "batch time"] | None = None,
+    token_types: Int[Array, "batch time"] | None = None,
     cache: Cache | None = None,
 ) -> Forward:
     """Hidden states of every token; `logits` makes them into scores over the vocabulary.
 
     Attention is causal in the order of the axis `time`. Right padding therefore needs no mask; for left
-    padding or packed sequences give `segment_ids`.
+    padding, packed sequences, or any padding of an encoder give `segment_ids`.
 
     Args:
         params: see the module.
         cfg: static.
         tokens: int32, in [0, vocab_size).
-        positions: rotary positions; default 0, 1, 2, ... or, with a cache, on from each row's length.
+        positions: rotary or learned positions; default 0, 1, 2, ... or, with a cache, on from each row's length.
         segment_ids: tokens attend only to tokens of the same id. Not with a cache.
+        token_types: kind of each token, 0 to `cfg.token_types` - 1; default 0. For BERT alone.
         cache: tokens seen before; room for `time` more in every row. A row that overflows
             is not detected where its length is traced.
 
@@ -70,26 +82,58 @@ def forward(
             the room in the cache, or parameters whose names or shapes are not those of `cfg`.
     """
     check_params(params, cfg)
-    check_tokens(tokens, cfg, positions=positions, segment_ids=segment_ids)
+    check_tokens(tokens, cfg, positions=positions, segment_ids=segment_ids, token_types=token_types)
+    check_positions(positions, token_types, cfg)
     if cache is not None:
         check_cache(cache, cfg, tokens, segment_ids)
-    return _forward(params, cfg, tokens, positions, segment_ids, cache)
+    return _forward(params, cfg, tokens, positions, segment_ids, token_types, cache)
 
 
 def logits(
     params: Params, cfg: ModelConfig, hidden: Float[Array, "... hidden"]
 ) -> Float[Array, "... vocabulary"]:
-    """Scores over the vocabulary, from hidden states after the final norm."""
-    return linear(hidden, params["embed"] if cfg.tie_embeddings else params["head"])
+    """Scores over the vocabulary, from hidden states after the final norm.
+
+    Raises:
+        InputError: the model is an encoder.
+    """
+    check_causal(cfg, "logits")
+    scores = linear(hidden, params["embed"] if cfg.tie_embeddings else params["head"])
+    return scores + jnp.asarray(params["head_bias"], scores.dtype) if cfg.head_bias else scores
 
 
 def embed(
-    params: Params, cfg: ModelConfig, tokens: Int[Array, "batch time"]
+    params: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, "batch time"],
+    *,
+    positions: Int[Array, "batch time"] | None = None,
+    token_types: Int[Array, "batch time"] | None = None,
 ) -> Float[Array, "batch time hidden"]:
-    """Input of the first block; as in transformers, Gemma's factor is rounded to the dtype of the weights."""
+    """Input of the first block; as in transformers, Gemma's factor is rounded to the dtype of the weights.
+
+    Args:
+        params: see the module.
+        cfg: static.
+        tokens: int32.
+        positions: see `forward`; they matter only where positions are learned.
+        token_types: see `forward`.
+    """
     table = dense(params["embed"])
     hidden = jnp.take(table, tokens, axis=0, mode="clip")
-    return hidden if cfg.embed_scale == 1.0 else hidden * jnp.asarray(cfg.embed_scale, table.dtype)
+    if cfg.embed_scale != 1.0:
+        hidden = hidden * jnp.asarray(cfg.embed_scale, table.dtype)
+    if cfg.embed_size is not None:
+        hidden = linear(hidden, params["project_in"])
+    if cfg.learned_positions:
+        if positions is None:
+            positions = default_positions(tokens.shape[0], tokens.shape[1], None)
+        rows = positions + cfg.position_offset
+        hidden = hidden + jnp.take(dense(params["positions"]), rows, axis=0, mode="clip")
+    if cfg.token_types:
+        kinds = jnp.zeros_like(tokens) if token_types is None else token_types
+        hidden = hidden + jnp.take(dense(params["token_types"]), kinds, axis=0, mode="clip")
+    return norm(hidden, params, "embed_norm", cfg) if cfg.embed_norm else hidden
 
 
 def block(
@@ -130,7 +174,7 @@ def attention_input(
     layer: dict[str, Any], cfg: ModelConfig, hidden: Float[Array, "batch time hidden"]
 ) -> Float[Array, "batch time hidden"]:
     """What q, k and v read."""
-    return rms_norm(hidden, layer["attn_norm"], cfg)
+    return hidden if cfg.post_norm else norm(hidden, layer, "attn_norm", cfg)
 
 
 def attention_output(
@@ -143,22 +187,27 @@ def attention_output(
 ) -> Float[Array, "batch time heads"]:
     """What o reads, from what q, k and v read; arguments as for `block`."""
     rope = rotary_factors(inverse_frequencies, default_positions(normed.shape[0], normed.shape[1], None))
-    return _attention_output(layer, cfg, normed, rope, window, None, None, 0)[0]
+    return self_attention(layer, cfg, normed, rope, window, None, None, 0)[0]
 
 
 def mlp_input(
     layer: dict[str, Any], cfg: ModelConfig, hidden: Float[Array, "batch time hidden"]
 ) -> Float[Array, "batch time hidden"]:
-    """What gate and up read, from the residual stream after attention."""
-    return rms_norm(hidden, layer["mlp_norm"], cfg)
+    """What gate and up read, from the residual stream after attention (`cfg.parallel_residual`: before it)."""
+    if cfg.post_norm:
+        return hidden
+    return norm(hidden, layer, "attn_norm" if cfg.shared_norm else "mlp_norm", cfg)
 
 
 def mlp_hidden(
     layer: dict[str, Any], cfg: ModelConfig, normed: Float[Array, "batch time hidden"]
 ) -> Float[Array, "batch time units"]:
     """What down reads, from what gate and up read."""
+    activation = ACTIVATION_FUNCTIONS[cfg.activation]
+    if not cfg.gated_mlp:
+        return activation(_affine(normed, layer, "up"))
     gate, up = _affine(normed, layer, "gate"), _affine(normed, layer, "up")
-    return _ACTIVATIONS[cfg.activation](gate) * up
+    return activation(gate) * up
 
 
 def add_branch(
@@ -172,7 +221,9 @@ def add_branch(
     bias = layer.get(f"{name}_bias")
     branch = product if bias is None else product + jnp.asarray(bias, product.dtype)
     if cfg.sandwich_norms:
-        branch = rms_norm(branch, layer["post_attn_norm" if name == "o" else "post_mlp_norm"], cfg)
+        branch = norm(branch, layer, "post_attn_norm" if name == "o" else "post_mlp_norm", cfg)
+    if cfg.post_norm:
+        return norm(hidden + branch, layer, "attn_norm" if name == "o" else "mlp_norm", cfg)
     return hidden + branch
 
 
@@ -188,43 +239,69 @@ def _block(
 ) -> tuple[Array, Cache | None, Taps]:
     """`block`, given cos and sin."""
     taps = {"attention_input": attention_input(layer, cfg, hidden)}
-    taps["attention_output"], cache = _attention_output(
+    taps["attention_output"], cache = self_attention(
         layer, cfg, taps["attention_input"], rope, window, segment_ids, cache, layer_index
     )
-    hidden = add_branch(layer, cfg, hidden, linear(taps["attention_output"], layer["o"]), "o")
-    taps["mlp_input"] = mlp_input(layer, cfg, hidden)
+    attended = add_branch(layer, cfg, hidden, linear(taps["attention_output"], layer["o"]), "o")
+    taps["mlp_input"] = mlp_input(layer, cfg, hidden if cfg.parallel_residual else attended)
     taps["mlp_hidden"] = mlp_hidden(layer, cfg, taps["mlp_input"])
-    hidden = add_branch(layer, cfg, hidden, linear(taps["mlp_hidden"], layer["down"]), "down")
+    hidden = add_branch(layer, cfg, attended, linear(taps["mlp_hidden"], layer["down"]), "down")
     return hidden, cache, taps
 
 
-def _attention_output(
+def self_attention(
     layer: dict[str, Any],
     cfg: ModelConfig,
-    normed: Array,
-    rope: tuple[Array, Array],
+    normed: Float[Array, "batch time hidden"],
+    rope: tuple[Array, Array] | None,
     window: int | Array | None,
-    segment_ids: Array | None,
+    segment_ids: Int[Array, "batch time"] | None,
     cache: Cache | None,
     layer_index: int | Array,
-) -> tuple[Array, Cache | None]:
-    q = _heads(_affine(normed, layer, "q"), cfg)
-    k = _heads(_affine(normed, layer, "k"), cfg)
-    v = _heads(_affine(normed, layer, "v"), cfg)
+    score_bias: Float[Array, "#batch heads time keys"] | None = None,
+) -> tuple[Float[Array, "batch time heads"], Cache | None]:
+    """What o reads, and the cache with the new tokens; arguments as for `block`, and:
+
+    Args:
+        layer: see `block`.
+        cfg: static.
+        normed: what q, k and v read.
+        rope: cosines and sines; None where nothing is rotated.
+        window: see `block`.
+        segment_ids: see `forward`.
+        cache: see `block`.
+        layer_index: see `block`.
+        score_bias: added to the scaled scores; its keys are the cache's slots, if there is one.
+    """
+    q = split_heads(_affine(normed, layer, "q"), cfg)
+    k = split_heads(_affine(normed, layer, "k"), cfg)
+    v = split_heads(_affine(normed, layer, "v"), cfg)
     if cfg.qk_norm:
         q, k = rms_norm(q, layer["q_norm"], cfg), rms_norm(k, layer["k_norm"], cfg)
-    q, k = rotate(q, *rope), rotate(k, *rope)
+    if cfg.rotated and rope is not None:
+        q, k = rotate(q, *rope), rotate(k, *rope)
 
     scale = cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
     kv_heads = k.shape[2]
     if kv_heads == 0:
         mixed = v  # nothing is left to attend with: the branch is its bias, or nothing
     elif cache is None:
-        mixed = attend(q, k, v, scale=scale, window=window, segment_ids=segment_ids)
+        mixed = attend(
+            q,
+            k,
+            v,
+            scale=scale,
+            window=window,
+            segment_ids=segment_ids,
+            score_bias=score_bias,
+            causal=cfg.causal,
+        )
     else:
         cache = write(cache, layer_index, k, v)
         keys, values = read(cache, layer_index, kv_heads)
-        mixed = attend(q, keys, values, scale=scale, window=window, first_slot=cache.length)
+        mixed = attend(
+            q, keys, values, scale=scale, window=window, first_slot=cache.length, score_bias=score_bias
+        )
     return mixed.reshape(*normed.shape[:2], -1), cache
 
 
@@ -300,6 +377,28 @@ def block_by_index(
     return run
 
 
+def norm(
+    x: Float[Array, "... width"], weights: dict[str, Any], name: str, cfg: ModelConfig
+) -> Float[Array, "... width"]:
+    """The model's kind of norm, with the weight called `name` and the bias, where it has one, called `name`_bias."""
+    if cfg.norm == "rms":
+        return rms_norm(x, weights[name], cfg)
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + cfg.norm_eps)
+    scale, bias = (jnp.asarray(weights[key], jnp.float32) for key in (name, f"{name}_bias"))
+    return (normed * scale + bias).astype(x.dtype)
+
+
+def final_hidden(
+    params: Params, cfg: ModelConfig, hidden: Float[Array, "batch time hidden"]
+) -> Float[Array, "batch time out"]:
+    """What `logits` reads, from what the last block returns."""
+    if not cfg.post_norm:
+        hidden = norm(hidden, params, "final_norm", cfg)
+    return hidden if cfg.embed_size is None else linear(hidden, params["project_out"])
+
+
 def rms_norm(
     x: Float[Array, "... width"], weight: Float[Array, " width"], cfg: ModelConfig
 ) -> Float[Array, "... width"]:
@@ -322,15 +421,18 @@ def _forward(
     tokens: Array,
     positions: Array | None,
     segment_ids: Array | None,
+    token_types: Array | None,
     cache: Cache | None,
 ) -> Forward:
-    hidden = embed(params, cfg, tokens)
+    if cfg.learned_positions and positions is None:
+        positions = default_positions(tokens.shape[0], tokens.shape[1], cache)
+    hidden = embed(params, cfg, tokens, positions=positions, token_types=token_types)
     hidden, cache, _ = run_layers(
         params, cfg, hidden, positions=positions, segment_ids=segment_ids, cache=cache
     )
     if cache is not None:
         cache = cache._replace(length=cache.length + tokens.shape[1])
-    return Forward(rms_norm(hidden, params["final_norm"], cfg), cache)
+    return Forward(final_hidden(params, cfg, hidden), cache)
 
 
 def _affine(x: Array, layer: dict[str, Any], name: str) -> Array:
@@ -340,13 +442,16 @@ def _affine(x: Array, layer: dict[str, Any], name: str) -> Array:
     return out if bias is None else out + jnp.asarray(bias, out.dtype)
 
 
-def _heads(
+def split_heads(
     x: Float[Array, "batch time width"], cfg: ModelConfig
 ) -> Float[Array, "batch time heads head_dim"]:
+    """The heads of every token."""
     return x.reshape(*x.shape[:2], x.shape[-1] // cfg.head_dim, cfg.head_dim)
 
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
 }

@@ -17,9 +17,22 @@ _Shapes = dict[str, tuple[int, ...]]
 
 def top_shapes(cfg: ModelConfig) -> _Shapes:
     """Name and shape of every leaf outside of the layers."""
-    vocabulary = (cfg.vocab_size, cfg.hidden_size)
-    shapes: _Shapes = {"embed": vocabulary, "final_norm": (cfg.hidden_size,)}
-    return shapes if cfg.tie_embeddings else shapes | {"head": vocabulary}
+    width = cfg.embed_size or cfg.hidden_size
+    vocabulary = (cfg.vocab_size, width)
+    shapes: _Shapes = {"embed": vocabulary}
+    if cfg.learned_positions:
+        shapes["positions"] = (cfg.max_positions + cfg.position_offset, cfg.hidden_size)
+    if cfg.token_types:
+        shapes["token_types"] = (cfg.token_types, cfg.hidden_size)
+    if cfg.embed_norm:
+        shapes |= _norm("embed_norm", cfg)
+    if cfg.embed_size is not None:
+        shapes |= {"project_in": (cfg.hidden_size, width), "project_out": (width, cfg.hidden_size)}
+    if not cfg.post_norm:
+        shapes |= _norm("final_norm", cfg)
+    if not cfg.tie_embeddings:
+        shapes["head"] = vocabulary
+    return shapes | {"head_bias": (cfg.vocab_size,)} if cfg.head_bias else shapes
 
 
 def layer_shapes(cfg: ModelConfig, layer: int = 0) -> _Shapes:
@@ -28,28 +41,34 @@ def layer_shapes(cfg: ModelConfig, layer: int = 0) -> _Shapes:
     mlp, kv_heads = cfg.widths(layer)
     kv = kv_heads * cfg.head_dim
     heads = kv * (cfg.num_heads // cfg.num_kv_heads)
-    shapes: _Shapes = {
-        "attn_norm": (hidden,),
+    shapes: _Shapes = _norm("attn_norm", cfg) | {
         "q": (heads, hidden),
         "k": (kv, hidden),
         "v": (kv, hidden),
         "o": (hidden, heads),
-        "mlp_norm": (hidden,),
-        "gate": (mlp, hidden),
-        "up": (mlp, hidden),
-        "down": (hidden, mlp),
     }
+    if not cfg.shared_norm:
+        shapes |= _norm("mlp_norm", cfg)
+    if cfg.gated_mlp:
+        shapes["gate"] = (mlp, hidden)
+    shapes |= {"up": (mlp, hidden), "down": (hidden, mlp)}
     if cfg.qkv_bias:
         shapes |= {"q_bias": (heads,), "k_bias": (kv,), "v_bias": (kv,)}
     if cfg.o_bias:
         shapes |= {"o_bias": (hidden,)}
     if cfg.mlp_bias:
-        shapes |= {"gate_bias": (mlp,), "up_bias": (mlp,), "down_bias": (hidden,)}
+        shapes |= {"gate_bias": (mlp,)} if cfg.gated_mlp else {}
+        shapes |= {"up_bias": (mlp,), "down_bias": (hidden,)}
     if cfg.qk_norm:
         shapes |= {"q_norm": (cfg.head_dim,), "k_norm": (cfg.head_dim,)}
     if cfg.sandwich_norms:
-        shapes |= {"post_attn_norm": (hidden,), "post_mlp_norm": (hidden,)}
+        shapes |= _norm("post_attn_norm", cfg) | _norm("post_mlp_norm", cfg)
     return shapes
+
+
+def _norm(name: str, cfg: ModelConfig) -> _Shapes:
+    width = (cfg.hidden_size,)
+    return {name: width, f"{name}_bias": width} if cfg.norm == "layer" else {name: width}
 
 
 def check_params(params: dict[str, Any], cfg: ModelConfig) -> None:
@@ -74,9 +93,7 @@ def check_params(params: dict[str, Any], cfg: ModelConfig) -> None:
                 "params['layers'] is stacked, but cfg.layer_widths gives each layer its own widths: "
                 "make it a tuple of layers"
             )
-        _check_names("params['layers']", layers, list(shapes))
-        for name, shape in shapes.items():
-            _check_shape(f"params['layers'][{name!r}]", layers[name], (cfg.num_layers, *shape))
+        check_leaves("params['layers']", layers, stacked_shapes(shapes, cfg.num_layers))
         return
     if len(layers) != cfg.num_layers:
         raise InputError(f"params['layers'] has {len(layers)} layers; cfg.num_layers is {cfg.num_layers}")
@@ -86,6 +103,22 @@ def check_params(params: dict[str, Any], cfg: ModelConfig) -> None:
             inner = [axis for axis, of in enumerate(_AXES.get(name, ())) if of == "inner"]
             free = inner if cfg.layer_widths is None else []
             _check_shape(f"params['layers'][{i}][{name!r}]", layer[name], shape, free)
+
+
+def stacked_shapes(shapes: _Shapes, layers: int) -> _Shapes:
+    """Shapes of the leaves of so many layers, stacked."""
+    return {name: (layers, *shape) for name, shape in shapes.items()}
+
+
+def check_leaves(where: str, found: dict[str, Any], shapes: _Shapes) -> None:
+    """Check that `found`, which messages call `where`, has these leaves and no others.
+
+    Raises:
+        InputError: a leaf is missing, unknown, or of a wrong shape.
+    """
+    _check_names(where, found, list(shapes))
+    for name, shape in shapes.items():
+        _check_shape(f"{where}[{name!r}]", found[name], shape)
 
 
 def check_tokens(
@@ -118,6 +151,38 @@ def check_tokens(
         )
 
 
+def check_positions(
+    positions: Int[Array, "batch time"] | None, token_types: Int[Array, "batch time"] | None, cfg: ModelConfig
+) -> None:
+    """Check that what has embeddings in a table lies within it.
+
+    Raises:
+        InputError: kinds of tokens for a model that has none, or (unless traced) a value outside of its table.
+    """
+    if token_types is not None and not cfg.token_types:
+        raise InputError("token_types is given, but cfg.token_types is 0: the model knows no kinds of tokens")
+    learned = positions if cfg.learned_positions else None
+    for name, size, array in (
+        ("positions", cfg.max_positions, learned),
+        ("token_types", cfg.token_types, token_types),
+    ):
+        values = None if array is None else concrete(array)
+        if values is not None and values.size and not 0 <= values.min() <= values.max() < size:
+            raise InputError(
+                f"{name} goes from {values.min()} to {values.max()}; the model has embeddings for 0 to {size - 1}"
+            )
+
+
+def check_causal(cfg: ModelConfig, what: str) -> None:
+    """Check that the model predicts the next token.
+
+    Raises:
+        InputError: it is an encoder.
+    """
+    if not cfg.causal:
+        raise InputError(f"{what}: family {cfg.family!r} is an encoder; it does not predict the next token")
+
+
 def check_cache(cache: Cache, cfg: ModelConfig, tokens: Array, segment_ids: Array | None) -> None:
     """Check that the cache is one of this model and batch and has room for the tokens.
 
@@ -126,6 +191,7 @@ def check_cache(cache: Cache, cfg: ModelConfig, tokens: Array, segment_ids: Arra
     """
     if segment_ids is not None:
         raise InputError("segment_ids cannot be combined with a cache: a cached row is one segment")
+    check_causal(cfg, "cache")
     batch, time = tokens.shape
     slots = cache.keys.shape[2]
     expected = cache_shape(cfg, batch, slots)
@@ -138,6 +204,10 @@ def check_cache(cache: Cache, cfg: ModelConfig, tokens: Array, segment_ids: Arra
     used = 0 if length is None else int(length.max())
     if used + time > slots:
         raise InputError(f"cache has {slots} slots, {used} of them used; {time} more tokens do not fit")
+    if cfg.learned_positions and used + time > cfg.max_positions:
+        raise InputError(
+            f"cache holds {used} tokens; {time} more exceed the model's {cfg.max_positions} learned positions"
+        )
 
 
 def concrete(array: Array) -> np.ndarray | None:

@@ -26,7 +26,14 @@ SIZES = {
 def old_style(config):
     """The same file as transformers before version 5 wrote it."""
     config = copy.deepcopy(config)
-    rope = config.pop("rope_parameters")
+    rope = config.pop("rope_parameters", None)
+    if rope is None:
+        return config
+    share = rope.pop("partial_rotary_factor", None)
+    if config["model_type"] == "gpt_neox":
+        config["rotary_pct"], config["rotary_emb_base"] = share, rope["rope_theta"]
+    elif share is not None:
+        config["partial_rotary_factor"] = share
     if "full_attention" in rope:
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
@@ -136,7 +143,10 @@ def test_end_tokens_of_the_generation_config_come_first():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama, mistral, qwen2"),
+        (
+            {"model_type": "mamba"},
+            "model_type 'mamba' is not supported; supported are llama, .*, opt, gpt2, gpt_neox, phi, bert",
+        ),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; supported are silu"),
         (

@@ -154,7 +154,7 @@ DAMAGE = [
     (without("tokenizer.json"), "tokenizer.json: is missing"),
     (cut(9000), "model.safetensors: cannot be read.*cut short"),
     (cut(3), "model.safetensors: cannot be read.*cut short"),
-    (config(model_type="bert"), "'bert' is not supported"),
+    (config(model_type="mamba"), "'mamba' is not supported; supported are llama, .*opt, gpt2"),
     (config(vocab_size=50), "ids up to 96, but .* has 50"),
     (config(vocab_size=120), r"shape \[97, 32\], .* \[120, 32\]"),
     (config(num_hidden_layers=4), "'model.layers.3.* is missing"),
@@ -298,7 +298,7 @@ def test_description_of_the_embedded_default_model():
 
 
 def test_known_models_can_be_named_to_load():
-    assert [model.source for model in known_models()] == ["pkg:smollm2", "pkg:gemma3-270m"]
+    assert [model.source for model in known_models()] == ["pkg:smollm2", "pkg:gemma3-270m", "pkg:minilm"]
     assert all(model.summary and model.licence and model.megabytes for model in known_models())
 
 

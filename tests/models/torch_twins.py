@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from layer_norm_twins import LAYER_NORM_CASES, layer_norm_cfg, layer_norm_params
 
 from jaxlab.models.config import ModelConfig, RopeScaling
 
@@ -68,9 +69,10 @@ CASES = {
             "attention_scale": 24**-0.5,
         },
     ),
+    **LAYER_NORM_CASES,
 }
 """Case -> (class prefix in transformers, its options, ours where they do not follow from the family)."""
-ONE_A_FAMILY = ("llama-scaled", "mistral", "qwen2", "qwen3", "gemma3")
+ONE_A_FAMILY = ("llama-scaled", "mistral", "qwen2", "qwen3", "gemma3", "opt", "gpt2", "gpt_neox", "phi")
 
 
 @functools.cache
@@ -82,12 +84,13 @@ def twin(case, seed=0):
         cls = transformers.Gemma3ForCausalLM
     else:
         config = getattr(transformers, f"{prefix}Config")(**(SIZES | theirs))
-        cls = getattr(transformers, f"{prefix}ForCausalLM")
+        cls = getattr(transformers, f"{prefix}LMHeadModel" if prefix == "GPT2" else f"{prefix}ForCausalLM")
     torch.manual_seed(seed)
     model = cls(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            center = 1.0 if "norm" in name and prefix != "Gemma3" else 0.0
+            is_norm = ("norm" in name or ".ln_" in name) and name.endswith("weight")
+            center = 1.0 if is_norm and prefix != "Gemma3" else 0.0
             # Small embeddings under Gemma's factor, so that a tied head does not only repeat the last token.
             scale = 0.02 if "embed" in name and prefix == "Gemma3" else 0.2
             parameter.copy_(center + scale * torch.randn_like(parameter))
@@ -96,6 +99,8 @@ def twin(case, seed=0):
 
 def to_config(case, config, ours):
     family = case.split("-")[0]
+    if case in LAYER_NORM_CASES:
+        return layer_norm_cfg(family, config, ours)
     gemma = family == "gemma3"
     fields = {
         "family": family,
@@ -148,6 +153,8 @@ def names(gemma):
 
 def to_params(state, config):
     arrays = {name: value.detach().numpy() for name, value in state.items()}
+    if config.model_type in ("opt", "gpt2", "gpt_neox", "phi"):
+        return layer_norm_params(arrays, config)
     layers = {}
     for ours, theirs in names("gemma" in config.model_type).items():
         if f"model.layers.0.{theirs}" in arrays:
