@@ -14,13 +14,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from benchmarks import harness
 from benchmarks.peers import run_peer
 from jaxlab.errors import ResourceError
+from jaxlab.recipes.alp_gmm_teachers import TeacherName
 
 _CHUNK = 16
 """Runs of a program, whatever the number of seeds: compiled once."""
@@ -42,7 +43,7 @@ _REFERENCE = {
     "random": _Reference(4, 1, (0, 0, 0, 0, 1, 1.5, 2, 2.5, 3, 4)),
 }
 _TARGET = {"alp-gmm": 32.0, "covar-gmm": 32.0}
-_OTHERS = ("oracle", "adr", "spdl", "spdl-v2", "goal-gan", "setter-solver")
+_OTHERS = tuple(name for name in get_args(TeacherName) if name not in _REFERENCE)
 
 
 class _Sweep(NamedTuple):

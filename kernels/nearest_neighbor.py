@@ -8,6 +8,8 @@ afterwards.
 import jax
 import jax.numpy as jnp
 
+from jaxlab.kernels.lanes import LANES, lane_min
+
 _CPU_BLOCK = 512
 _ACCELERATOR_BLOCK = 4096
 
@@ -46,7 +48,9 @@ def nearest_neighbor(
     high = None if stop is None else jnp.asarray(stop, jnp.int32)
 
     def scan(block: int) -> tuple[jax.Array, jax.Array]:
-        return _scan(queries.T, points.T, size, low, high, min(block, max(points.shape[0], 1)))
+        return _scan(
+            queries.T, points.T, size, low, high, min(block, -(-max(points.shape[0], 1) // LANES) * LANES)
+        )
 
     return jax.lax.platform_dependent(cpu=lambda: scan(_CPU_BLOCK), default=lambda: scan(_ACCELERATOR_BLOCK))
 
@@ -64,8 +68,14 @@ def _scan(
     blocks = points.reshape(dimensions, points.shape[1] // block, block)
     lane = jnp.arange(block, dtype=jnp.int32)
 
-    def distances(index: jax.Array, part: list[jax.Array]) -> jax.Array:
-        """[block, m], infinite where a query may not choose; `index` and each part are [block, m] or [block, 1]."""
+    def distances(
+        index: jax.Array,
+        part: list[jax.Array],
+        queries: jax.Array,
+        first: jax.Array | None,
+        stop: jax.Array | None,
+    ) -> jax.Array:
+        """Infinite where a query may not choose; all of shapes that go together."""
         distance = sum((part[i] - queries[i]) ** 2 for i in range(dimensions))
         allowed = index < size
         if first is not None:
@@ -78,15 +88,25 @@ def _scan(
         closest, where = state
         part = jax.lax.optimization_barrier(jax.lax.dynamic_index_in_dim(blocks, b, 1, keepdims=False))
         index = b * block + lane[:, None]
-        nearest = distances(index, [part[i][:, None] for i in range(dimensions)]).min(0)
+        columns = [part[i][:, None] for i in range(dimensions)]
+        nearest = distances(index, columns, queries, first, stop).min(0)
         return jnp.minimum(nearest, closest), jnp.where(nearest < closest, b, where)
 
     start = (jnp.full(count, jnp.inf, points.dtype), jnp.full(count, -1, jnp.int32))
     closest, where = jax.lax.fori_loop(jnp.int32(0), (size + block - 1) // block, body, start)
     chosen = jnp.maximum(where, 0)
-    index = chosen * block + lane[:, None]
-    # Not compared with `closest`: the same formula may round otherwise in another loop.
-    within = distances(index, [blocks[i][chosen].T for i in range(dimensions)])
-    best = jnp.argmin(within, axis=0).astype(jnp.int32)
-    distance = jnp.take_along_axis(within, best[None], axis=0)[0]
-    return jnp.where(where < 0, -1, chosen * block + best), distance
+    # Here a row is a query, so that its block is read in one piece and minima are taken in lanes. Distances are not
+    # compared with `closest`: the same formula may round otherwise in another loop. The barrier makes them once.
+    index = chosen[:, None] * block + lane
+    within = jax.lax.optimization_barrier(
+        distances(
+            index,
+            [blocks[i][chosen] for i in range(dimensions)],
+            queries[..., None],
+            None if first is None else first[:, None],
+            None if stop is None else stop[:, None],
+        )
+    )
+    distance = lane_min(within)
+    best = lane_min(jnp.where(within == distance[:, None], index, jnp.iinfo(jnp.int32).max))
+    return jnp.where(where < 0, -1, best), distance

@@ -17,6 +17,8 @@ TOP = {"recipes", "cli", "runs", "progress", "info", "sweeps"}
 """What stands above the domain packages."""
 HEAVY = {
     "torch",
+    "gymnasium",
+    "brax",
     "transformers",
     "gguf",
     "tokenizers",

@@ -15,6 +15,24 @@ from jaxlab.models.linear import is_linear_leaf
 _Shapes = dict[str, tuple[int, ...]]
 
 
+def require_gated_blocks(cfg: ModelConfig, what: str) -> None:
+    """For what knows the blocks of Llama and its kin alone.
+
+    Args:
+      cfg: static.
+      what: needs such blocks, for the message.
+
+    Raises:
+      InputError: the blocks have no gate, another norm than RMSNorm, or another order of norms and branches.
+    """
+    plain = not (cfg.post_norm or cfg.parallel_residual) and cfg.causal and cfg.norm == "rms"
+    if not (plain and cfg.gated_mlp):
+        raise InputError(
+            f"the model is of family {cfg.family!r}; {what} needs blocks with RMSNorm and a gated MLP, as those of "
+            "llama, mistral, qwen2, qwen3 and gemma3"
+        )
+
+
 def top_shapes(cfg: ModelConfig) -> _Shapes:
     """Name and shape of every leaf outside of the layers."""
     width = cfg.embed_size or cfg.hidden_size

@@ -35,16 +35,16 @@ def model_rules(mesh: Mesh, *, num_heads: int, num_kv_heads: int, axis: str = "m
     out_of = {True: (axis, None), False: (None, None)}
     into = {True: (None, axis), False: (None, None)}
     splits = {
-        "q": out_of[num_heads % size == 0],
-        "o": into[num_heads % size == 0],
-        "[kv]": out_of[num_kv_heads % size == 0],
+        "(cross_)?q": out_of[num_heads % size == 0],
+        "(cross_)?o": into[num_heads % size == 0],
+        "(cross_)?[kv]": out_of[num_kv_heads % size == 0],
         "(gate|up)": out_of[True],
         "down": into[True],
     }
     rules = [("^(embed|head)$", PartitionSpec(axis, None))]
     for name, (out, inside) in splits.items():
-        rules.append((f"^layers/{name}$", PartitionSpec(None, out, inside)))
-        rules.append((f"^layers/[0-9]+/{name}$", PartitionSpec(out, inside)))
+        rules.append((f"(^|/)layers/{name}$", PartitionSpec(None, out, inside)))
+        rules.append((f"(^|/)layers/[0-9]+/{name}$", PartitionSpec(out, inside)))
     return (*rules, ("", REPLICATED))
 
 

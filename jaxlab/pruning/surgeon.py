@@ -19,6 +19,7 @@ from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import LINEARS
 from jaxlab.models.perplexity import evaluate
+from jaxlab.models.validation import require_gated_blocks
 from jaxlab.pruning.config import UNITS, SurgeonConfig
 from jaxlab.pruning.coupled import unit_sizes
 from jaxlab.pruning.factors import Factors, curvature
@@ -81,8 +82,10 @@ def init(params: dict[str, Any], cfg: ModelConfig, config: SurgeonConfig, key: j
         key: PRNG key.
 
     Raises:
-        InputError: the layers are not dense arrays of one shape, or an n:m pattern does not fit a width.
+        InputError: the family's blocks are of another kind, the layers are not dense arrays of one shape, or an n:m
+            pattern does not fit a width.
     """
+    require_gated_blocks(cfg, "pruning")
     layers = stacked_layers(params)
     if config.n_of_m is not None:
         for name in LINEARS:

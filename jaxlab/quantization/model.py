@@ -23,6 +23,7 @@ from jaxlab.models.linear import LINEARS, dense
 from jaxlab.models.rope import layer_geometry
 from jaxlab.models.stacking import take_layer
 from jaxlab.models.transformer import INPUT_SITES, embed
+from jaxlab.models.validation import require_gated_blocks
 from jaxlab.quantization.activations import BRANCHES, after_branch, block_inputs, second_moment, site_inputs
 from jaxlab.quantization.parts import (
     Part,
@@ -130,8 +131,10 @@ def quantize_layers(
       The quantized blocks after `done`, in order.
 
     Raises:
-      InputError: a matrix is not finite or does not fit its code, or calibration windows are missing.
+      InputError: the family's blocks are of another kind, a matrix is not finite or does not fit its code, or
+        calibration windows are missing.
     """
+    require_gated_blocks(cfg, "quantization")
     if len(scheme.specs) != cfg.num_layers:
         raise InputError(f"scheme has specs for {len(scheme.specs)} layers, the model has {cfg.num_layers}")
     if scheme.feedback and tokens is None:

@@ -36,8 +36,9 @@ class Config:
     """Options of the alp-gmm recipe."""
 
     teacher: TeacherName = "alp-gmm"
-    """Who proposes tasks. adr, oracle, spdl, spdl-v2 and goal-gan know where easy tasks are (the origin), goal-gan and
-    setter-solver what success is; the others know bounds alone."""
+    """Who proposes tasks. adr, oracle, spdl, spdl-v2, goal-gan and reverse-curriculum know where easy tasks are (the
+    origin); goal-gan, setter-solver, sfl, skew-fit and reverse-curriculum know what success is; the others know bounds
+    alone."""
     dimensions: int = 2
     """Of the tasks that matter."""
     cells: int = 10

@@ -7,27 +7,39 @@ the hypercube returns lie between 0 and 1, a cell is mastered above 0.75, and an
 from typing import Any, Literal
 
 from jaxlab.teachers import (
+    ACCELConfig,
     ADRConfig,
     ALPGMMConfig,
     CovarGMMConfig,
     GoalGANConfig,
     OracleConfig,
+    PLRConfig,
+    ReverseCurriculumConfig,
     RIACConfig,
     SelfPacedConfig,
     SetterSolverConfig,
+    SFLConfig,
+    SkewFitConfig,
     SPDLV2Config,
     TaskGaussian,
     Teacher,
+    VDSConfig,
+    accel_teacher,
     adr_teacher,
     alp_gmm_teacher,
     covar_gmm_teacher,
     goal_gan_teacher,
     oracle_teacher,
+    plr_teacher,
+    reverse_curriculum_teacher,
     riac_teacher,
     self_paced_teacher,
     setter_solver_teacher,
+    sfl_teacher,
+    skew_fit_teacher,
     spdl_v2_teacher,
     uniform_teacher,
+    vds_teacher,
 )
 
 TeacherName = Literal[
@@ -39,11 +51,19 @@ TeacherName = Literal[
     "spdl-v2",
     "goal-gan",
     "setter-solver",
+    "plr",
+    "accel",
+    "sfl",
+    "vds",
+    "skew-fit",
+    "reverse-curriculum",
     "oracle",
     "random",
 ]
 
 _MASTERED = 0.75
+_REPLAY: dict[str, Any] = {"capacity": 512, "score": lambda episode: episode.ret * (1 - episode.ret)}
+"""Of levels: a return says all here, and one in the middle promises most."""
 _PACE = 500
 """Episodes between updates of the self-paced teachers."""
 
@@ -81,6 +101,21 @@ def teacher_of(config: Any) -> Teacher:
             return goal_gan_teacher(GoalGANConfig(success_return=_MASTERED, initial=easy))
         case "setter-solver":
             return setter_solver_teacher(SetterSolverConfig(success_return=_MASTERED))
+        case "plr":
+            return plr_teacher(PLRConfig(**_REPLAY))
+        case "accel":
+            return accel_teacher(ACCELConfig(**_REPLAY))
+        case "sfl":
+            return sfl_teacher(
+                SFLConfig(candidates=1000, keep=128, refresh_every=1000, success_return=_MASTERED)
+            )
+        case "vds":
+            return vds_teacher(VDSConfig(hidden=(64, 64)))
+        case "skew-fit":
+            return skew_fit_teacher(SkewFitConfig(success_return=_MASTERED))
+        case "reverse-curriculum":
+            goal = (0.0,) * width
+            return reverse_curriculum_teacher(ReverseCurriculumConfig(goal=goal, success_return=_MASTERED))
         case "oracle":
             return oracle_teacher(OracleConfig(step=(1 / 30,) * width, threshold=0.76))
     return uniform_teacher()

@@ -8,7 +8,6 @@ loop of no or many turns, so that under `vmap` it runs only when it is due for o
 """
 
 import dataclasses
-import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
 from jaxlab.teachers.dense_layers import Dense, init_layers, perceptron
+from jaxlab.teachers.kernel_density import kernel_log_density
 from jaxlab.teachers.protocol import Episode, Teacher, every_episode_teacher
 from jaxlab.teachers.spaces import TaskGaussian, TaskSpace, check_gaussian, clip_task, gaussian_task
 from jaxlab.teachers.waiting_tasks import oldest_waiting
@@ -212,8 +212,8 @@ def goal_gan_teacher(config: GoalGANConfig | None = None) -> Teacher:
         there = jnp.arange(options.archive) < state.archived
         old = options.old_probability * (state.archived > 0)
         return jnp.logaddexp(
-            jnp.log1p(-old) + _kernel_log_density(tasks, made, jnp.ones(_DENSITY_DRAWS, bool), std),
-            jnp.log(old) + _kernel_log_density(tasks, state.archive, there, std),
+            jnp.log1p(-old) + kernel_log_density(tasks, made, jnp.ones(_DENSITY_DRAWS), std),
+            jnp.log(old) + kernel_log_density(tasks, state.archive, there.astype(jnp.float32), std),
         )
 
     def metrics(state: GoalGANState) -> dict[str, Array]:
@@ -358,20 +358,3 @@ def _labelled(state: GoalGANState, episode: Episode, options: GoalGANConfig) -> 
         archive=state.archive.at[slot].set(episode.task, mode="drop"),
         archived=state.archived + archived,
     )
-
-
-def _kernel_log_density(
-    tasks: Float[Array, "m dim"],
-    centres: Float[Array, "n dim"],
-    there: Bool[Array, " n"],
-    std: Float[Array, " dim"],
-) -> Float[Array, " m"]:
-    """Log-density of the even mixture of Gaussians about the centres that are there; -inf without any."""
-    d = tasks.shape[1]
-
-    def one(task: Float[Array, " dim"]) -> Float[Array, ""]:
-        squared = jnp.sum(((task - centres) / std) ** 2, axis=1)
-        return jax.nn.logsumexp(jnp.where(there, -0.5 * squared, -jnp.inf))
-
-    constant = d / 2 * math.log(2 * math.pi) + jnp.sum(jnp.log(std)) + jnp.log(jnp.maximum(there.sum(), 1))
-    return jax.lax.map(one, tasks) - constant

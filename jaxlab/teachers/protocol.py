@@ -20,6 +20,9 @@ State = Any
 
 RETURN_NOT_FINITE = 1
 TASK_OUT_OF_BOUNDS = 2
+NO_STUDENT_VALUES = 4
+VALUE_NOT_FINITE = 8
+SCORE_NOT_FINITE = 16
 """Bits of `faults`, and of the metric "error": what was wrong with feedback under jit, where nothing can raise."""
 
 

@@ -28,12 +28,15 @@ from jaxlab.teachers.gaussian_trust_region import (
     mean_and_factor,
     natural_gradient_step,
 )
-from jaxlab.teachers.protocol import Episode, StepFeedback, Teacher, every_episode_teacher
+from jaxlab.teachers.protocol import (
+    NO_STUDENT_VALUES,
+    VALUE_NOT_FINITE,
+    Episode,
+    StepFeedback,
+    Teacher,
+    every_episode_teacher,
+)
 from jaxlab.teachers.spaces import TaskGaussian, TaskSpace, clip_task, uniform_task
-
-NO_STUDENT_VALUES = 4
-VALUE_NOT_FINITE = 8
-"""Bits of `faults` beside those of the protocol."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

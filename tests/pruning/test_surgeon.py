@@ -236,3 +236,11 @@ def test_a_finished_mask_is_checked():
         check_pruned(params, state.masks)
     assert isinstance(state.masks["q"], Lines)
     assert dataclasses.is_dataclass(SurgeonConfig)
+
+
+def test_blocks_without_a_gate_are_refused():
+    params, cfg = toy("llama")
+    with pytest.raises(
+        InputError, match=r"family 'llama'; pruning needs blocks with RMSNorm and a gated MLP"
+    ):
+        init(params, dataclasses.replace(cfg, gated_mlp=False), SurgeonConfig(), jax.random.key(0))

@@ -1,5 +1,7 @@
 """Block by block: which activations count, resuming, correction, token weights, and what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,3 +250,8 @@ def test_weights_and_codes_that_cannot_be_used_are_named_with_their_place():
     for code in (ScalarSpec(3, 20), PVQSpec(20, 5, 1)):
         with pytest.raises(InputError, match="in_features 32 is not divisible by the group size 20"):
             run(Scheme(specs(code), feedback=False), tokens=None)
+
+
+def test_blocks_with_another_norm_are_refused():
+    with pytest.raises(InputError, match="quantization needs blocks with RMSNorm and a gated MLP"):
+        next(quantize_layers(PARAMS, dataclasses.replace(CFG, norm="layer"), Scheme(specs()), KEY))
