@@ -5,7 +5,15 @@ from jaxlab.lazy import lazy_names
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "grids": ["Grid", "distinct_lines", "grid_ranks", "line_ranks", "make_grid", "sort_lines"],
+        "grids": [
+            "Grid",
+            "distinct_lines",
+            "grid_ranks",
+            "line_ranks",
+            "make_grid",
+            "nearest_thresholds",
+            "sort_lines",
+        ],
         "measures": [
             "DenseMeasure",
             "SparseMeasure",

@@ -8,7 +8,7 @@ persistence landscapes", 2020.
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
 from jaxlab.persistence.convolution import convolve
-from jaxlab.persistence.grids import Grid, Strategy, make_grid
+from jaxlab.persistence.grids import Grid, Strategy, make_grid, nearest_thresholds
 from jaxlab.persistence.measures import DenseMeasure, balance_mass, integrate, rescale
 from jaxlab.persistence.samples import Read, over_samples
 from jaxlab.persistence.sliced_wasserstein import random_directions, sw_embedding
 from jaxlab.persistence.sources import Source
 
 Invariant = Literal["hilbert", "euler"]
+Rounding = Literal["up", "nearest"]
 Vectorize = Literal["convolution", "sliced-wasserstein", "hilbert", "euler", "landscape"]
 _WAYS: dict[str, tuple[str, ...]] = {
     "hilbert": ("convolution", "sliced-wasserstein", "hilbert", "euler", "landscape"),
@@ -45,6 +46,7 @@ class SignedMeasureFeatures:
         degrees: Sequence[int] = (0, 1),
         strategy: Strategy = "quantile",
         resolution: int = 20,
+        rounding: Rounding = "up",
         vectorize: Vectorize = "convolution",
         bandwidth: float = 0.1,
         out_resolution: int = 20,
@@ -60,6 +62,8 @@ class SignedMeasureFeatures:
           degrees: of homology; features of one follow those of the other. Not looked at for Euler measures.
           strategy: of the grid, see `make_grid`; not "exact".
           resolution: lines of the grid in each parameter, at least 2.
+          rounding: "up", to the first line at or above a value, as the paper does; or "nearest", as multipers does.
+            Landscapes round nothing.
           vectorize: "convolution" with a Gaussian; "sliced-wasserstein", whose L1 distances are the transport
             distances; "hilbert" or "euler", the Hilbert function or Euler surface itself; or "landscape", of small
             complexes, straight from the filtrations.
@@ -74,6 +78,7 @@ class SignedMeasureFeatures:
         self.degrees = degrees
         self.strategy = strategy
         self.resolution = resolution
+        self.rounding = rounding
         self.vectorize = vectorize
         self.bandwidth = bandwidth
         self.out_resolution = out_resolution
@@ -94,6 +99,8 @@ class SignedMeasureFeatures:
             raise InputError(
                 f"vectorize is {self.vectorize!r}; for the invariant {self.invariant} it must be one of {ways}"
             )
+        if self.rounding not in get_args(Rounding):
+            raise InputError(f"rounding is {self.rounding!r}; it must be up or nearest")
         if not len(self.degrees):
             raise InputError("degrees is empty; name at least one degree of homology")
         self.source_ = self.source.fit(samples)
@@ -126,9 +133,10 @@ class SignedMeasureFeatures:
     def measures(self, samples: Any, *, mesh: Mesh | None = None) -> list[Int[np.ndarray, "samples *lines"]]:
         """Weights on `grid_`, one array a degree, or one of Euler measures."""
         read = self._read(samples)
+        grid = nearest_thresholds(self.grid_) if self.rounding == "nearest" else self.grid_
         if "euler" in (self.invariant, self.vectorize):
-            return [np.asarray(read.euler(self.grid_, mesh=mesh))]
-        return [np.asarray(read.weights(self.grid_, degree, mesh=mesh)) for degree in self.degrees]
+            return [np.asarray(read.euler(grid, mesh=mesh))]
+        return [np.asarray(read.weights(grid, degree, mesh=mesh)) for degree in self.degrees]
 
     def vectors(
         self, measures: Sequence[Int[np.ndarray, "samples *lines"]], *, mesh: Mesh | None = None

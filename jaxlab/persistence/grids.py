@@ -117,6 +117,20 @@ def distinct_lines(grid: Grid) -> Grid:
     return Grid(tuple(coords))
 
 
+def nearest_thresholds(grid: Grid) -> Grid:
+    """A grid on which rounding up counts at line i what is nearest to line i of the given one.
+
+    Its lines are halfway between the given ones; the last takes all that lies further out. A value halfway goes to the
+    lower line.
+    """
+    return Grid(
+        tuple(
+            jnp.append((lines[:-1] + lines[1:]) / 2, jnp.finfo(lines.dtype).max).astype(lines.dtype)
+            for lines in grid.coords
+        )
+    )
+
+
 def rescaled(values: Array, low: Array, high: Array) -> Array:
     """(values - low) / (high - low), moved alone where the two are equal; shapes broadcast."""
     return (values - low) / jnp.where(high > low, high - low, 1)

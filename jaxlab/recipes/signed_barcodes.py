@@ -45,6 +45,8 @@ class Config:
     """Of the convolution, in units of the filtration's range, to choose from."""
     resolution: int = 15
     """Lines of the grid in each parameter."""
+    rounding: Literal["up", "nearest"] = "up"
+    """Of values to lines: up as the paper does, or to the nearest one as multipers does."""
     directions: int = 50
     """Of the sliced Wasserstein distance."""
     folds: int = 10
@@ -234,6 +236,7 @@ def _features(config: Config, source: Source) -> SignedMeasureFeatures:
     return SignedMeasureFeatures(
         source,
         resolution=config.resolution,
+        rounding=config.rounding,
         out_resolution=config.resolution,
         vectorize=config.vectorize,
         directions=config.directions,

@@ -158,6 +158,7 @@ def test_landscapes_are_where_ranks_drop(molecules, kind):
 def test_what_does_not_go_together_is_named(molecules):
     for options, message in (
         ({"invariant": "rank"}, "invariant is 'rank'; it must be hilbert or euler"),
+        ({"rounding": "down"}, "rounding is 'down'; it must be up or nearest"),
         (
             {"invariant": "euler", "vectorize": "hilbert"},
             "for the invariant euler it must be one of convolution",

@@ -46,15 +46,22 @@ def test_functions_on_graphs_are_networkxs(molecules):
         np.testing.assert_allclose(found, wanted, rtol=2e-5)
 
 
-def test_measures_of_graphs_count_components_and_cycles(molecules):
+@pytest.mark.parametrize("rounding", ["up", "nearest"])
+def test_measures_of_graphs_count_components_and_cycles(molecules, rounding):
     few = molecules[:6]
-    features = SignedMeasureFeatures(GraphFunctions(("hks:10", "degree")), resolution=5).fit(few)
+    source = GraphFunctions(("hks:10", "degree"))
+    features = SignedMeasureFeatures(source, resolution=5, rounding=rounding).fit(few)
     h0, h1 = (np.cumsum(np.cumsum(w, 1), 2) for w in features.measures(few))
     read = GraphFunctions(("hks:10", "degree")).read(few)
     starts = np.cumsum([0, *(graph.vertices for graph in few)])
     lines = [np.asarray(one) for one in features.grid_.coords]
     for index, graph in enumerate(few):
         values = [one[starts[index] : starts[index + 1]] for one in read.values]
+        if rounding == "nearest":
+            values = [
+                own[np.abs(one[:, None].astype(float) - own).argmin(1)]
+                for one, own in zip(values, lines, strict=True)
+            ]
         for a, b in np.ndindex(5, 5):
             inside = (values[0] <= lines[0][a]) & (values[1] <= lines[1][b])
             sub = as_networkx(graph).subgraph(np.flatnonzero(inside).tolist())
