@@ -82,10 +82,15 @@ def test_a_sweep_holds_the_runs_students(finished, tmp_path):
 @pytest.mark.parametrize("teacher", sorted({*get_args(TeacherName)} - {"alp-gmm"}))
 @pytest.mark.slow
 def test_every_teacher_proposes_tasks_within_bounds(teacher):
-    config = dataclasses.replace(SMALL, teacher=teacher, episodes=750, distractors=1, every=250)
-    curves, tasks = jax.jit(alp_gmm._student(config))(jnp.float32(0.2), jax.random.key(0))
-    assert tasks.reshape(-1, 3).shape == (750, 3) and float(tasks.min()) >= 0 and float(tasks.max()) <= 1
-    assert curves["mastered"].shape == (3,) and float(curves["mean_return"].max()) > 0
+    # Setter-Solver begins in the middle of the space, far from what the student can do first, and is slow to leave it.
+    episodes = 4000 if teacher == "setter-solver" else 1000
+    config = dataclasses.replace(SMALL, teacher=teacher, episodes=episodes, distractors=1, every=250)
+    curves, tasks = jax.jit(alp_gmm._student(config))(jnp.float32(0.2), jax.random.key(1))
+    tasks = tasks.reshape(-1, 3)
+    # Whole blocks: as many as are needed.
+    assert episodes <= len(tasks) < episodes + 400
+    assert float(tasks.min()) >= 0 and float(tasks.max()) <= 1
+    assert curves["mastered"].shape == curves["mean_return"].shape and float(curves["mean_return"].max()) > 0
 
 
 @pytest.mark.parametrize(
