@@ -87,6 +87,66 @@ def attend(
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
 
 
+def attend_tree(
+    q: Float[Array, "B T heads dim"],
+    k: Float[Array, "B T kv_heads dim"],
+    v: Float[Array, "B T kv_heads dim"],
+    *,
+    scale: float,
+    window: int | Int[Array, ""] | None = None,
+    prompt_len: Int[Array, " B"],
+    branches: tuple[int, int],
+    **options: None,
+) -> Float[Array, "B T heads dim"]:
+    """Attention in rows of a prompt and branches that follow upon it, T = prompt + number * length of the branches.
+
+    A branch sees the tokens of the prompt and its own up to the token itself, as if it stood right behind the prompt;
+    scores between branches are never computed.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        scale: see `attend`.
+        window: see `attend`; distances are those in the sequence of the prompt and one branch.
+        prompt_len: tokens of each prompt, which is right-padded.
+        branches: static; their number and length.
+        options: of `attend`, left at None.
+    """
+    number, length = branches
+    batch, time, heads, dim = q.shape
+    kv_heads, prompt = k.shape[2], time - number * length
+    own = attend(q[:, :prompt], k[:, :prompt], v[:, :prompt], scale=scale, window=window)
+
+    def split(x: Array) -> tuple[Array, Array]:
+        """`[B, kv_heads, prompt, dim]` and `[B, kv_heads, number, length, dim]`."""
+        x = x.transpose(0, 2, 1, 3)
+        return x[:, :, :prompt], x[:, :, prompt:].reshape(batch, kv_heads, number, length, dim)
+
+    (k_prompt, k_own), (v_prompt, v_own) = split(k), split(v)
+    asked = (
+        (q[:, prompt:] * scale).reshape(batch, number, length, kv_heads, -1, dim).transpose(0, 3, 4, 1, 2, 5)
+    )
+    slots, steps = jnp.arange(prompt), jnp.arange(length)
+    distance = prompt_len[:, None, None] + steps[:, None] - slots
+    sees_prompt, sees_own = slots < prompt_len[:, None, None], steps[:, None] >= steps
+    if window is not None:
+        sees_prompt, sees_own = (
+            sees_prompt & (distance < window),
+            sees_own & (steps[:, None] - steps < window),
+        )
+    wide = {"preferred_element_type": jnp.float32}
+    to_prompt = jnp.einsum("bkgnld,bksd->bkgnls", asked, k_prompt, **wide)
+    to_own = jnp.einsum("bkgnld,bknmd->bkgnlm", asked, k_own, **wide)
+    to_prompt += jnp.where(sees_prompt, 0.0, HIDDEN)[:, None, None, None]
+    to_own += jnp.where(sees_own, 0.0, HIDDEN)
+    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1)).astype(v.dtype)
+    mixed = jnp.einsum("bkgnls,bksd->bkgnld", weights[..., :prompt], v_prompt, **wide)
+    mixed += jnp.einsum("bkgnlm,bknmd->bkgnld", weights[..., prompt:], v_own, **wide)
+    mixed = mixed.astype(v.dtype).transpose(0, 3, 4, 1, 2, 5).reshape(batch, number * length, heads, dim)
+    return jnp.concatenate([own, mixed], axis=1)
+
+
 def _softmax_mix(
     q: Float[Array, "B kv_heads group T dim"],
     k: Float[Array, "B kv_heads S dim"],

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.models.attention import attend
 from jaxlab.models.cache import Cache, read, write
 from jaxlab.models.config import ModelConfig
-from jaxlab.models.linear import dense, linear
+from jaxlab.models.linear import dense, linear, matrix_rows
 from jaxlab.models.rope import frequency_table, layer_geometry, rotary_factors, rotate
 from jaxlab.models.validation import (
     check_cache,
@@ -31,6 +31,7 @@ from jaxlab.models.validation import (
 
 Params = dict[str, Any]
 Taps = dict[str, Array]
+Attention = Callable[..., Float[Array, "batch time heads head_dim"]]
 
 INPUT_SITES: dict[str, tuple[str, ...]] = {
     "attention_input": ("q", "k", "v"),
@@ -119,10 +120,9 @@ def embed(
         positions: see `forward`; they matter only where positions are learned.
         token_types: see `forward`.
     """
-    table = dense(params["embed"])
-    hidden = jnp.take(table, tokens, axis=0, mode="clip")
+    hidden = matrix_rows(params["embed"], tokens)
     if cfg.embed_scale != 1.0:
-        hidden = hidden * jnp.asarray(cfg.embed_scale, table.dtype)
+        hidden = hidden * jnp.asarray(cfg.embed_scale, hidden.dtype)
     if cfg.embed_size is not None:
         hidden = linear(hidden, params["project_in"])
     if cfg.learned_positions:
@@ -236,11 +236,20 @@ def _block(
     segment_ids: Array | None,
     cache: Cache | None,
     layer_index: int | Array,
+    attention: Attention = attend,
 ) -> tuple[Array, Cache | None, Taps]:
     """`block`, given cos and sin."""
     taps = {"attention_input": attention_input(layer, cfg, hidden)}
     taps["attention_output"], cache = self_attention(
-        layer, cfg, taps["attention_input"], rope, window, segment_ids, cache, layer_index
+        layer,
+        cfg,
+        taps["attention_input"],
+        rope,
+        window,
+        segment_ids,
+        cache,
+        layer_index,
+        attention=attention,
     )
     attended = add_branch(layer, cfg, hidden, linear(taps["attention_output"], layer["o"]), "o")
     taps["mlp_input"] = mlp_input(layer, cfg, hidden if cfg.parallel_residual else attended)
@@ -259,6 +268,7 @@ def self_attention(
     cache: Cache | None,
     layer_index: int | Array,
     score_bias: Float[Array, "#batch heads time keys"] | None = None,
+    attention: Attention = attend,
 ) -> tuple[Float[Array, "batch time heads"], Cache | None]:
     """What o reads, and the cache with the new tokens; arguments as for `block`, and:
 
@@ -272,6 +282,7 @@ def self_attention(
         cache: see `block`.
         layer_index: see `block`.
         score_bias: added to the scaled scores; its keys are the cache's slots, if there is one.
+        attention: in place of `attend`, where there is no cache.
     """
     q = split_heads(_affine(normed, layer, "q"), cfg)
     k = split_heads(_affine(normed, layer, "k"), cfg)
@@ -286,7 +297,7 @@ def self_attention(
     if kv_heads == 0:
         mixed = v  # nothing is left to attend with: the branch is its bias, or nothing
     elif cache is None:
-        mixed = attend(
+        mixed = attention(
             q,
             k,
             v,
@@ -314,6 +325,7 @@ def run_layers(
     segment_ids: Int[Array, "batch time"] | None = None,
     cache: Cache | None = None,
     collect: Callable[[Taps], Any] = lambda taps: None,
+    attention: Attention = attend,
 ) -> tuple[Float[Array, "batch time hidden"], Cache | None, Any]:
     """All blocks one after the other, before the final norm.
 
@@ -325,6 +337,7 @@ def run_layers(
         segment_ids: see `forward`.
         cache: see `forward`; its `length` is left as it is.
         collect: what to keep of each block's taps.
+        attention: what mixes tokens, with the arguments of `attend`; not with a cache.
 
     Returns:
         The residual stream, the cache, and what was collected: stacked along a leading layer axis for stacked
@@ -332,7 +345,7 @@ def run_layers(
     """
     if positions is None:
         positions = default_positions(hidden.shape[0], hidden.shape[1], cache)
-    run = block_by_index(cfg, positions, segment_ids)
+    run = block_by_index(cfg, positions, segment_ids, attention)
 
     def step(carry: tuple[Array, Cache | None], inputs: tuple) -> tuple[tuple[Array, Cache | None], Any]:
         layer, index = inputs
@@ -354,6 +367,7 @@ def block_by_index(
     cfg: ModelConfig,
     positions: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"] | None = None,
+    attention: Attention = attend,
 ) -> Callable[..., tuple[Float[Array, "batch time hidden"], Cache | None, Taps]]:
     """`block` of any layer, with the rotary factors of all layers computed once: outside of a loop over the layers,
     where XLA cannot fuse the cosines into every head's rotation and repeat them there.
@@ -372,7 +386,7 @@ def block_by_index(
     ) -> tuple[Array, Cache | None, Taps]:
         rope = (cos[0], sin[0]) if len(frequencies) == 1 else (cos[kinds[index]], sin[kinds[index]])
         window = None if everywhere_global else windows[index]
-        return _block(layer, cfg, hidden, rope, window, segment_ids, cache, index)
+        return _block(layer, cfg, hidden, rope, window, segment_ids, cache, index, attention)
 
     return run
 

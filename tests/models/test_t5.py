@@ -29,6 +29,7 @@ from jaxlab.models import (
     merge_lora,
     output_logits,
     save_t5,
+    score_targets,
     with_adapters,
 )
 from jaxlab.models.t5 import relative_buckets
@@ -263,6 +264,23 @@ def test_sampled_rows_do_not_depend_on_the_batch_and_have_their_logprobs():
     scores = jax.nn.log_softmax(our_logits(params, cfg, source, mask, target))
     theirs = np.take_along_axis(np.asarray(scores), np.asarray(both.tokens)[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(both.logprobs, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_of_targets_equal_torch_one_by_one(case):
+    model, params, cfg = twin(case)
+    source, mask = ragged()
+    targets = random_tokens((2, 3, 4), 3)
+    lengths = np.array([[4, 1, 0], [2, 4, 3]])
+    scores = score_targets(params, cfg, source, mask.sum(1), targets, lengths)
+    for b, k in np.ndindex(2, 3):
+        target, n = targets[b, k], lengths[b, k]
+        read = np.concatenate([[cfg.start_id], target])[None, :-1]
+        own = source[b : b + 1, : mask[b].sum()]
+        theirs = torch_logits(model, own, np.ones_like(own), read)[0]
+        theirs = np.asarray(jax.nn.log_softmax(theirs))[np.arange(4), target][:n]
+        np.testing.assert_allclose(scores.token_logprobs[b, k, :n], theirs, atol=1e-4)
+        assert float(scores.total[b, k]) == pytest.approx(theirs.sum(), abs=2e-4)
 
 
 def test_adapters_on_both_stacks_equal_torch_with_the_increments_added():
