@@ -86,6 +86,20 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_sha256(path: str | os.PathLike[str], expected: str, advice: str, *, name: str = "") -> None:
+    """Raises ResourceError unless the file has this checksum; the message ends with the advice.
+
+    Args:
+      path: the file.
+      expected: hexadecimal.
+      advice: what to do about it.
+      name: what to call the file; its path by default.
+    """
+    found = sha256_of(path) if Path(path).is_file() else "no such file"
+    if found != expected:
+        raise ResourceError(f"{name or path}: wrong sha256, expected {expected}, found {found}; {advice}")
+
+
 @contextlib.contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
     try:

