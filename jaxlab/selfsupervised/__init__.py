@@ -27,5 +27,17 @@ _EXPORTS = {
     "estimates": ("DimensionEstimate", "mst_constant", "mst_dimension", "renyi_entropy_mst"),
     "objectives": ("barlow_loss", "byol_loss", "mse_invariance", "simclr_loss", "vicreg_loss"),
     "layerwise_rates": ("lars",),
+    "networks": ("ConvNet", "Perceptron", "ResNet18"),
+    "augmentations": ("Views", "random_view"),
+    "probes": ("Spread", "knn_accuracy", "linear_probe", "mean_cosine", "spread"),
+    "training": (
+        "Method",
+        "Metrics",
+        "Networks",
+        "TrainState",
+        "encode_images",
+        "init_training",
+        "train_step",
+    ),
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _EXPORTS)
