@@ -16,7 +16,7 @@ def test_all_systems_of_the_design_are_listed():
     packages = {system.package for system in recipes.SYSTEMS.values()}
     assert packages == {
         "pruning", "quantization", "teachers", "persistence", "quantum", "evidence", "selfsupervised",
-        "phylogeny", "culture", "agents", "synthesis", "motion",
+        "phylogeny", "culture", "agents", "synthesis", "motion", "models",
     }  # fmt: skip
     assert len(recipes.SYSTEMS) >= 20
     for name, system in recipes.SYSTEMS.items():

@@ -15,9 +15,10 @@ _EXPORTS = {
     "linear": ("LINEARS", "dense", "register_linear"),  # the function `linear` would hide behind its module
     "adapters": ("LoRA", "init_lora", "merge_lora", "adapters_of", "with_adapters"),
     "gathered": ("Gathered", "gather"),
+    "packed": ("PackedMatrix", "pack_matrix", "with_integer_products"),
     "cache": ("Cache", "init_cache"),
     "comparison": ("Comparison", "compare"),
-    "logprobs": ("token_kl", "token_logprobs"),
+    "logprobs": ("hidden_logprobs", "token_kl", "token_logprobs"),
     "continuations": ("ContinuationScores", "score_continuations", "score_targets"),
     "buckets": ("length_bucket",),
     "heads": ("class_scores", "init_head", "state_values"),

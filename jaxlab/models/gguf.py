@@ -76,6 +76,17 @@ class GGUFFile:
         dequantize(self.data[info.offset : info.offset + info.nbytes], info.kind, out=out.reshape(-1))
         return out
 
+    def blocks(self, name: str) -> np.ndarray:
+        """The tensor as it is stored: uint8 [..., bytes of a row].
+
+        Raises:
+          InputError: the file has no tensor of that name.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise InputError(f"{self.path}: tensor {name!r} is missing")
+        return self.data[info.offset : info.offset + info.nbytes].reshape(*info.shape[:-1], -1)
+
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Opens a GGUF file and reads everything but the tensors' contents.

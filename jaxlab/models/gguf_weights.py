@@ -5,16 +5,20 @@ the two coordinates of a rotary pair are neighbours. For Gemma 3 it adds one to 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.errors import InputError
-from jaxlab.models.assembly import assemble_params
+from jaxlab.models.assembly import assemble_params, read_leaf, read_stack
 from jaxlab.models.config import ModelConfig, RopeScaling
 from jaxlab.models.gguf import GGUFFile
+from jaxlab.models.linear import LINEARS
+from jaxlab.models.packed import PACKED_KINDS, PackedMatrix, pack_blocks
 from jaxlab.models.tokenizers import adds_bos
+from jaxlab.models.validation import layer_shapes, top_shapes
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 
@@ -127,8 +131,17 @@ def _gemma3(window: int, hidden: int, heads: int, layers: int) -> dict[str, Any]
     }
 
 
-def params_from_gguf(file: GGUFFile, cfg: ModelConfig, *, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """The model's parameters, dequantized, in the stacked layout.
+def params_from_gguf(
+    file: GGUFFile, cfg: ModelConfig, *, dtype: Any = jnp.float32, packed: bool = False
+) -> dict[str, Any]:
+    """The model's parameters in the stacked layout.
+
+    Args:
+      file: from `read_gguf`.
+      cfg: from `config_from_gguf`.
+      dtype: of what is dequantized.
+      packed: keep matrices as they are stored (`PackedMatrix`) where that is one of `PACKED_KINDS`, the same in all
+        layers; otherwise all are dequantized.
 
     Raises:
       InputError: a tensor is missing, has another shape than `cfg` says, or holds NaN.
@@ -143,7 +156,7 @@ def params_from_gguf(file: GGUFFile, cfg: ModelConfig, *, dtype: Any = jnp.float
         }
 
     def read(name: str, layer: int | None, out: np.ndarray) -> str:
-        tensor = _TENSORS[name] if layer is None else f"blk.{layer}.{_TENSORS[name]}"
+        tensor = _tensor(name, layer)
         file.tensor(tensor, out)
         if name in permuted:
             out[:] = _undo_rotary_order(out, permuted[name])
@@ -151,7 +164,60 @@ def params_from_gguf(file: GGUFFile, cfg: ModelConfig, *, dtype: Any = jnp.float
             out -= 1.0
         return tensor
 
-    return assemble_params(cfg, read, source=str(file.path), dtype=dtype)
+    source = str(file.path)
+    if not packed:
+        return assemble_params(cfg, read, source=source, dtype=dtype)
+
+    def top(name: str, shape: tuple[int, ...]) -> Any:
+        if name in ("embed", "head") and (kind := _common_kind(file, name, [None])):
+            return _packed(file, name, [None], shape, kind)
+        return read_leaf(read, name, None, shape, source=source, dtype=dtype)
+
+    def stack(name: str, shape: tuple[int, ...]) -> Any:
+        layers = list(range(cfg.num_layers))
+        if name in LINEARS and (kind := _common_kind(file, name, layers)):
+            return _packed(file, name, layers, shape, kind, permuted.get(name))
+        return read_stack(read, name, (cfg.num_layers, *shape), source=source, dtype=dtype)
+
+    return {name: top(name, shape) for name, shape in top_shapes(cfg).items()} | {
+        "layers": {name: stack(name, shape) for name, shape in layer_shapes(cfg).items()}
+    }
+
+
+def _tensor(name: str, layer: int | None) -> str:
+    return _TENSORS[name] if layer is None else f"blk.{layer}.{_TENSORS[name]}"
+
+
+def _common_kind(file: GGUFFile, name: str, layers: Sequence[int | None]) -> str | None:
+    """The format of a matrix in all layers, where it can be kept."""
+    infos = [file.tensors.get(_tensor(name, layer)) for layer in layers]
+    kinds = {None if info is None else info.kind for info in infos}
+    kind = kinds.pop()
+    return kind if not kinds and kind in PACKED_KINDS else None
+
+
+def _packed(
+    file: GGUFFile,
+    name: str,
+    layers: Sequence[int | None],
+    shape: tuple[int, ...],
+    kind: str,
+    permuted_heads: int | None = None,
+) -> PackedMatrix:
+    """A matrix of all layers, or (`layers` is [None]) one outside of them, as it is stored."""
+    parts = []
+    for layer in layers:
+        tensor = _tensor(name, layer)
+        if file.tensors[tensor].shape != shape:
+            raise InputError(
+                f"{file.path}: tensor {tensor!r} has shape {list(file.tensors[tensor].shape)}, expected {list(shape)}"
+            )
+        blocks = file.blocks(tensor)
+        parts.append(blocks if permuted_heads is None else _undo_rotary_order(blocks, permuted_heads))
+    try:
+        return pack_blocks(np.stack(parts) if layers != [None] else parts[0], kind)
+    except InputError as error:
+        raise InputError(f"{file.path}: {name!r}: {error}") from error
 
 
 def _undo_rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlab.errors import InputError
 
@@ -32,6 +32,8 @@ def matrix_names(layer: Mapping[str, Any]) -> list[str]:
 class _Rule(NamedTuple):
     apply: Callable[[Array, Any], Array]
     dense: Callable[[Any], Array]
+    rows: Callable[[Any, Array], Array] | None
+    at_layer: Callable[[Any, Any], Any] | None
 
 
 _RULES: dict[type, _Rule] = {}
@@ -63,20 +65,59 @@ def dense(leaf: Any) -> Float[Array, "outputs inputs"]:
     return jnp.asarray(leaf) if rule is None else rule.dense(leaf)
 
 
+def matrix_rows(leaf: Any, indices: Int[Array, "..."]) -> Float[Array, "... inputs"]:
+    """Rows of the matrix that `leaf` stands for; indices outside of it are drawn to its ends.
+
+    Raises:
+        InputError: the leaf is neither an array nor of a registered class.
+    """
+    rule = _rule(leaf)
+    if rule is not None and rule.rows is not None:
+        return rule.rows(leaf, indices)
+    return jnp.take(dense(leaf), indices, axis=0, mode="clip")
+
+
 def matrix_shape(leaf: Any) -> tuple[int, ...]:
     """Shape of the matrix, or stack of matrices, that `leaf` stands for."""
     return jax.eval_shape(dense, leaf).shape
 
 
-def register_linear(cls: type, apply: Callable[[Array, Any], Array], dense: Callable[[Any], Array]) -> None:
+def register_linear(
+    cls: type,
+    apply: Callable[[Array, Any], Array],
+    dense: Callable[[Any], Array],
+    rows: Callable[[Any, Array], Array] | None = None,
+    at_layer: Callable[[Any, Any], Any] | None = None,
+) -> None:
     """Let instances of `cls` (and of its subclasses) stand where a weight matrix can.
 
     Args:
         cls: a class registered as a pytree.
         apply: `(x [..., in], leaf) -> x @ W.T`.
         dense: `leaf -> W [out, in]`.
+        rows: `(leaf, indices) -> W[indices]`; None takes them from the dense matrix.
+        at_layer: `(stacked leaf, layer) -> leaf`; a loop over layers then keeps the stack whole. None lets the loop
+            slice the leaf's arrays.
     """
-    _RULES[cls] = _Rule(apply, dense)
+    _RULES[cls] = _Rule(apply, dense, rows, at_layer)
+
+
+def keeps_whole(leaf: Any) -> bool:
+    """Whether a loop over layers should take `at_layer` of this stacked leaf instead of slicing it."""
+    rule = _rule(leaf) if is_linear_leaf(leaf) else None
+    return rule is not None and rule.at_layer is not None
+
+
+def at_layer(leaf: Any, layer: Int[Array, ""] | int) -> Any:
+    """One layer's leaf of a stacked one that `keeps_whole`.
+
+    Raises:
+        InputError: the leaf is of a class whose arrays are to be sliced.
+    """
+    rule = _rule(leaf)
+    if rule is None or rule.at_layer is None:
+        raise InputError(f"at_layer: a leaf of type {type(leaf).__name__} is sliced, not kept whole")
+    return rule.at_layer(leaf, layer)
 
 
 def is_linear_leaf(leaf: Any) -> bool:

@@ -46,7 +46,7 @@ _LOADERS: dict[str, Loader] = {}
 _FORMAT_MODULES = {"pvq": "jaxlab.quantization.format"}
 
 
-def load(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> Model:
+def load(source: str | os.PathLike[str], *, dtype: Any = jnp.float32, packed: bool = False) -> Model:
     """A pretrained language model.
 
     Args:
@@ -54,16 +54,22 @@ def load(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> Model:
         `.gguf`
         file, `hf:ORG/NAME[@REVISION]`, or a directory that this library quantized.
       dtype: of the parameters; weights are dequantized to it.
+      packed: keep the matrices of a GGUF file as they are stored, in 4 or 8 bits (`PackedMatrix`), where their
+        format allows it; decoding then reads far fewer bytes a token.
 
     Returns:
       `Model(params, cfg, tokenizer)`.
 
     Raises:
-      InputError: the source is none of these, or cannot be used as it is.
+      InputError: the source is none of these, or cannot be used as it is, or is no GGUF file and to stay packed.
       ResourceError: a package or a file cannot be fetched, or has the wrong checksum.
     """
     path = resolve(source)
-    return _load_directory(path, dtype) if path.is_dir() else _load_gguf(path, dtype)
+    if not path.is_dir():
+        return _load_gguf(path, dtype, packed)
+    if packed:
+        raise InputError(f"{path}: packed is True; it must be False but for GGUF files")
+    return _load_directory(path, dtype)
 
 
 def resolve(source: str | os.PathLike[str]) -> Path:
@@ -192,7 +198,7 @@ def parameter_count(cfg: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _load_gguf(path: Path, dtype: Any) -> Model:
+def _load_gguf(path: Path, dtype: Any, packed: bool) -> Model:
     file = read_gguf(path)
     cfg = config_from_gguf(file)
     tokenizer = tokenizer_from_gguf(file.metadata, source=str(path))
@@ -201,7 +207,7 @@ def _load_gguf(path: Path, dtype: Any) -> Model:
             f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model's embedding has"
             f" {cfg.vocab_size} rows"
         )
-    return Model(params_from_gguf(file, cfg, dtype=dtype), cfg, tokenizer)
+    return Model(params_from_gguf(file, cfg, dtype=dtype, packed=packed), cfg, tokenizer)
 
 
 def _load_directory(directory: Path, dtype: Any) -> Model:

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
+from jaxlab.kernels.cross_entropy import cross_entropy
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.transformer import Params, forward, logits
 from jaxlab.models.validation import check_causal, check_tokens
@@ -36,13 +37,61 @@ def token_logprobs(
         chunk: positions, over all rows, whose scores exist at the same time; at least 1.
 
     Returns:
-        Entry [b, t] belongs to tokens[b, t + 1]; float32 whatever the parameters are.
+        Entry [b, t] belongs to tokens[b, t + 1]; float32 (float64 for float64 parameters).
 
     Raises:
         InputError: see `forward`; a row of one token, a mask of another shape, or a chunk below 1.
     """
     _check(tokens, cfg, chunk, mask)
     return _token_logprobs(params, cfg, jnp.asarray(tokens), mask, chunk)
+
+
+def hidden_logprobs(
+    params: Params,
+    cfg: ModelConfig,
+    hidden: Float[Array, "batch time hidden"],
+    targets: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"] | None = None,
+    *,
+    chunk: int = 256,
+) -> Float[Array, "batch time"]:
+    """Natural logarithm of the probability of each target, given hidden states after the final norm.
+
+    Args:
+        params: the model, of which only the head (where tied: the embedding) is read.
+        cfg: static.
+        hidden: what `forward` returns.
+        targets: the token that follows upon each position.
+        mask: which positions to score; see `token_logprobs`.
+        chunk: see `token_logprobs`.
+
+    Raises:
+        InputError: the model is an encoder, shapes that do not fit, or a chunk below 1.
+    """
+    check_causal(cfg, "log-probabilities")
+    _check_chunk(chunk)
+    if hidden.shape[:-1] != targets.shape or (mask is not None and mask.shape != targets.shape):
+        masked = "" if mask is None else f", mask {mask.shape}"
+        raise InputError(
+            f"hidden has shape {hidden.shape}, targets {targets.shape}{masked}; "
+            "they must share batch and time"
+        )
+    names = ("embed" if cfg.tie_embeddings else "head", *(("head_bias",) if cfg.head_bias else ()))
+    head = {name: params[name] for name in names}
+
+    def scores(head: Params, rows: Array) -> Array:
+        return logits(head, cfg, rows)
+
+    if mask is None and len(targets) <= chunk:
+        # Rows stay apart, so that devices that share them out do not have to exchange hidden states.
+        return -cross_entropy(scores, head, hidden, targets, chunk=chunk // len(targets))
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if mask is None:
+        return -cross_entropy(scores, head, flat, wanted, chunk=chunk).reshape(targets.shape)
+    # Wanted positions first, so that they share chunks and the chunks behind them are skipped.
+    order = jnp.argsort(~mask.reshape(-1), stable=True)
+    losses = cross_entropy(scores, head, flat[order], wanted[order], chunk=chunk, count=mask.sum())
+    return jnp.zeros_like(losses).at[order].set(-losses, unique_indices=True).reshape(targets.shape)
 
 
 def token_kl(
@@ -75,22 +124,8 @@ def token_kl(
 @partial(jax.jit, static_argnames=("cfg", "chunk"))
 def _token_logprobs(params: Params, cfg: ModelConfig, tokens: Array, mask: Array | None, chunk: int) -> Array:
     hidden = forward(params, cfg, tokens).hidden[:, :-1]
-    targets = tokens[:, 1:]
-
-    def score(rows: Array, wanted: Array) -> Array:
-        scores = logits(params, cfg, rows).astype(jnp.float32)
-        chosen = jnp.take_along_axis(scores, wanted[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(scores, axis=-1)
-
-    flat = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1))
-    if mask is None:
-        return _map_chunks(score, flat, chunk).reshape(targets.shape)
-    keep = jnp.asarray(mask, bool)[:, 1:].reshape(-1)
-    # Wanted positions first, so that they share chunks and the chunks behind them are skipped.
-    order = jnp.argsort(~keep, stable=True)
-    kept = _map_chunks(score, jax.tree.map(lambda x: x[order], flat), chunk, count=keep.sum())
-    unordered = jnp.zeros_like(kept).at[order].set(kept, unique_indices=True)
-    return jnp.where(keep, unordered, 0.0).reshape(targets.shape)
+    kept = None if mask is None else jnp.asarray(mask, bool)[:, 1:]
+    return hidden_logprobs(params, cfg, hidden, tokens[:, 1:], kept, chunk=chunk)
 
 
 @partial(jax.jit, static_argnames=("cfg", "chunk"))
@@ -106,10 +141,8 @@ def _token_kl(params_p: Params, params_q: Params, cfg: ModelConfig, tokens: Arra
     return _map_chunks(divergence, flat, chunk).reshape(tokens.shape[0], -1)
 
 
-def _map_chunks(
-    function: Any, rows: tuple[Array, ...], chunk: int, count: Int[Array, ""] | None = None
-) -> Float[Array, " rows"]:
-    """Apply `function` to chunks of the rows, again in the backward pass; zeros after the first `count`."""
+def _map_chunks(function: Any, rows: tuple[Array, ...], chunk: int) -> Float[Array, " rows"]:
+    """Apply `function` to chunks of the rows, again in the backward pass."""
     size = rows[0].shape[0]
     chunk = min(chunk, size)
     chunks = -(-size // chunk)
@@ -119,15 +152,7 @@ def _map_chunks(
         return padded.reshape(chunks, chunk, *x.shape[1:])
 
     run = jax.checkpoint(lambda parts: function(*parts))
-
-    def one(inputs: tuple[Array, tuple[Array, ...]]) -> Array:
-        index, parts = inputs
-        if count is None:
-            return run(parts)
-        return lax.cond(index * chunk < count, run, lambda parts: jnp.zeros(chunk, jnp.float32), parts)
-
-    out = lax.map(one, (jnp.arange(chunks), jax.tree.map(split, rows)))
-    return out.reshape(-1)[:size]
+    return lax.map(run, jax.tree.map(split, rows)).reshape(-1)[:size]
 
 
 def _check(tokens: Array, cfg: ModelConfig, chunk: int, mask: Array | None) -> None:
@@ -135,5 +160,9 @@ def _check(tokens: Array, cfg: ModelConfig, chunk: int, mask: Array | None) -> N
     check_causal(cfg, "log-probabilities")
     if tokens.shape[1] < 2:
         raise InputError(f"tokens has shape {tokens.shape}; a row needs two tokens for one to be predicted")
+    _check_chunk(chunk)
+
+
+def _check_chunk(chunk: int) -> None:
     if chunk < 1:
         raise InputError(f"chunk is {chunk}; it must be at least 1")

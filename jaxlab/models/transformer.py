@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.models.attention import attend
 from jaxlab.models.cache import Cache, read, write
 from jaxlab.models.config import ModelConfig
-from jaxlab.models.linear import dense, linear, matrix_rows
+from jaxlab.models.linear import at_layer, dense, keeps_whole, linear, matrix_rows
 from jaxlab.models.rope import frequency_table, layer_geometry, rotary_factors, rotate
 from jaxlab.models.validation import (
     check_cache,
@@ -326,6 +326,7 @@ def run_layers(
     cache: Cache | None = None,
     collect: Callable[[Taps], Any] = lambda taps: None,
     attention: Attention = attend,
+    remat: bool = False,
 ) -> tuple[Float[Array, "batch time hidden"], Cache | None, Any]:
     """All blocks one after the other, before the final norm.
 
@@ -338,6 +339,7 @@ def run_layers(
         cache: see `forward`; its `length` is left as it is.
         collect: what to keep of each block's taps.
         attention: what mixes tokens, with the arguments of `attend`; not with a cache.
+        remat: static; keep only what goes into each block, and compute the block again in the backward pass.
 
     Returns:
         The residual stream, the cache, and what was collected: stacked along a leading layer axis for stacked
@@ -347,19 +349,29 @@ def run_layers(
         positions = default_positions(hidden.shape[0], hidden.shape[1], cache)
     run = block_by_index(cfg, positions, segment_ids, attention)
 
+    layers, carry = params["layers"], (hidden, cache)
+    whole = (
+        {}
+        if isinstance(layers, tuple)
+        else {name: leaf for name, leaf in layers.items() if keeps_whole(leaf)}
+    )
+
     def step(carry: tuple[Array, Cache | None], inputs: tuple) -> tuple[tuple[Array, Cache | None], Any]:
         layer, index = inputs
+        layer = layer | {name: at_layer(leaf, index) for name, leaf in whole.items()}
         hidden, cache, taps = run(layer, carry[0], index, carry[1])
         return (hidden, cache), collect(taps)
 
-    layers, carry = params["layers"], (hidden, cache)
+    if remat:
+        step = jax.checkpoint(step)
     if isinstance(layers, tuple):
         collected = []
         for index, layer in enumerate(layers):
             carry, kept = step(carry, (layer, index))
             collected.append(kept)
         return *carry, tuple(collected)
-    carry, kept = lax.scan(step, carry, (layers, jnp.arange(cfg.num_layers)))
+    sliced = {name: leaf for name, leaf in layers.items() if name not in whole}
+    carry, kept = lax.scan(step, carry, (sliced, jnp.arange(cfg.num_layers)))
     return *carry, kept
 
 

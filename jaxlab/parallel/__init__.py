@@ -1,7 +1,7 @@
 """Many devices and many hosts: joining processes, meshes, sharding rules, row-wise work."""
 
 from jaxlab.parallel.hosts import Hosts, initialize
-from jaxlab.parallel.mesh import make_mesh
+from jaxlab.parallel.mesh import make_mesh, parse_mesh
 from jaxlab.parallel.rows import shard_rows
 from jaxlab.parallel.rules import REPLICATED, Rules, model_rules, path_name, shard, shardings
 
@@ -12,6 +12,7 @@ __all__ = [
     "initialize",
     "make_mesh",
     "model_rules",
+    "parse_mesh",
     "path_name",
     "shard",
     "shard_rows",

@@ -9,6 +9,21 @@ from jax.sharding import AxisType, Mesh
 from jaxlab.errors import InputError
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """The shape of a mesh as it is written on a command line: `data=4,model=2` is `{"data": 4, "model": 2}`.
+
+    Raises:
+      InputError: the text is written otherwise, or names an axis twice.
+    """
+    shape: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, size = (word.strip() for word in part.partition("="))
+        if not (name.isidentifier() and equals and size.removeprefix("-").isdigit()) or name in shape:
+            raise InputError(f"mesh is {text!r}; it must be AXIS=SIZE,AXIS=SIZE such as data=4,model=2")
+        shape[name] = int(size)
+    return shape
+
+
 def make_mesh(shape: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of devices, laid out so that neighbours on the last axis are close to each other.
 

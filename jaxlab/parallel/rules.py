@@ -23,7 +23,8 @@ def model_rules(mesh: Mesh, *, num_heads: int, num_kv_heads: int, axis: str = "m
 
     Embedding and head are split over the vocabulary; q, k, v, gate and up over their outputs; o and down
     over their inputs. Attention is split only in whole heads: q and o stay whole where the number of heads
-    is no multiple of the axis, k and v where the number of key-value heads is not. All else is replicated.
+    is no multiple of the axis, k and v where the number of key-value heads is not. Adapters beside a matrix
+    are split on the side that they share with it. All else is replicated.
 
     Args:
       mesh: has an axis named `axis`.
@@ -41,10 +42,12 @@ def model_rules(mesh: Mesh, *, num_heads: int, num_kv_heads: int, axis: str = "m
         "(gate|up)": out_of[True],
         "down": into[True],
     }
-    rules = [("^(embed|head)$", PartitionSpec(axis, None))]
+    matrix = "(/weight|/bits)*"  # itself, or inside an adapter or in low precision
+    rules = [(f"^(embed|head){matrix}$", PartitionSpec(axis, None))]
     for name, (out, inside) in splits.items():
-        rules.append((f"(^|/)layers/{name}$", PartitionSpec(None, out, inside)))
-        rules.append((f"(^|/)layers/[0-9]+/{name}$", PartitionSpec(out, inside)))
+        for part, spec in ((matrix, (out, inside)), ("/a", (None, inside)), ("/b", (out, None))):
+            rules.append((f"(^|/)layers/{name}{part}$", PartitionSpec(None, *spec)))
+            rules.append((f"(^|/)layers/[0-9]+/{name}{part}$", PartitionSpec(*spec)))
     return (*rules, ("", REPLICATED))
 
 

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
+from jaxlab.kernels.cross_entropy import cross_entropy
 from jaxlab.models.adapters import Adapter, LoRA, adapters_of, init_lora, merge_lora, with_adapters
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.fast_products import fast_head, with_fast_products
@@ -163,7 +164,8 @@ def _step(
             else:
                 layers[name] = _Masked(leaf.weight, a, b, ~mask)
         hidden = forward({**adapted, "layers": layers}, cfg, tokens).hidden[:, :-1]
-        return _mean_loss(hidden.reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1), head)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return cross_entropy(_scores, head, flat, tokens[:, 1:].reshape(-1), chunk=_CHUNK).mean()
 
     value, gradient = jax.value_and_grad(loss)(adapters)
     change, state = optax.scale_by_adam().update(gradient, state)
@@ -182,17 +184,5 @@ def _masked_adapters(adapters: dict[str, Adapter], masks: Masks) -> dict[str, Ad
     return masked
 
 
-def _mean_loss(
-    hidden: Float[Array, "positions hidden"], targets: Int[Array, " positions"], head: Any
-) -> Float[Array, ""]:
-    """Mean -log p, with the scores of `_CHUNK` positions there at a time."""
-
-    @jax.checkpoint
-    def one(pair: tuple[Array, Array]) -> Array:
-        scores = linear(pair[0], head).astype(jnp.float32)
-        return (
-            jax.nn.logsumexp(scores, axis=-1)
-            - jnp.take_along_axis(scores, pair[1][..., None], axis=-1)[..., 0]
-        )
-
-    return jnp.mean(lax.map(one, (hidden, targets), batch_size=_CHUNK))
+def _scores(head: Any, hidden: Float[Array, "positions hidden"]) -> Float[Array, "positions vocabulary"]:
+    return linear(hidden, head)

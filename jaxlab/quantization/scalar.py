@@ -21,7 +21,8 @@ from jaxlab.quantization.rotation import rotate, unrotate
 from jaxlab.quantization.spec import RowMap, bind
 
 ScalarGrid = Literal["minmax", "midrise", "midtread"]
-_OFFSET: dict[str, float] = {"midrise": 0.5, "midtread": 0.0}
+OFFSET: dict[str, float] = {"midrise": 0.5, "midtread": 0.0}
+"""Of the symmetric grids: what is added to a code less the middle one before it is scaled."""
 _CLIPS = 48
 _LARGEST = 16384.0  # a quarter of fp16's range: rotation and feedback may enlarge a weight
 
@@ -44,7 +45,7 @@ class ScalarSpec:
 
     def __post_init__(self) -> None:
         """Raises InputError where a field is out of range."""
-        if self.grid not in ("minmax", *_OFFSET):
+        if self.grid not in ("minmax", *OFFSET):
             raise InputError(f"grid is {self.grid!r}; it must be minmax, midrise or midtread")
         if not (2 if self.grid == "midtread" else 1) <= self.bits <= 8:
             raise InputError(f"bits is {self.bits}; it must be 1 to 8 (2 to 8 for midtread)")
@@ -203,7 +204,7 @@ def _group_scale(
         span = jnp.maximum(w.max(-1), 0) - low.astype(w.dtype)
         return (span / (2**spec.bits - 1)).astype(jnp.float16), low
     peak = jnp.abs(w).max(-1)
-    half = 2 ** (spec.bits - 1) - (1 - _OFFSET[spec.grid])
+    half = 2 ** (spec.bits - 1) - (1 - OFFSET[spec.grid])
     zero = jnp.zeros(peak.shape, jnp.float16)
     if not spec.clip:
         return (peak / half).astype(jnp.float16), zero
@@ -231,7 +232,7 @@ def _code(w: jax.Array, scale: jax.Array, minimum: jax.Array, spec: ScalarSpec) 
         return jnp.clip(jnp.round(steps), 0, 2**spec.bits - 1).astype(jnp.uint8)
     middle = 2 ** (spec.bits - 1)
     lowest = 1 if spec.grid == "midtread" else 0  # midtread keeps to -(2^(b-1) - 1), so that it is symmetric
-    return jnp.clip(jnp.round(steps - _OFFSET[spec.grid]) + middle, lowest, 2 * middle - 1).astype(jnp.uint8)
+    return jnp.clip(jnp.round(steps - OFFSET[spec.grid]) + middle, lowest, 2 * middle - 1).astype(jnp.uint8)
 
 
 def _value(
@@ -239,7 +240,7 @@ def _value(
 ) -> Float[Array, "... group"]:
     steps = code.astype(dtype)
     if spec.grid != "minmax":
-        steps = steps - 2 ** (spec.bits - 1) + _OFFSET[spec.grid]
+        steps = steps - 2 ** (spec.bits - 1) + OFFSET[spec.grid]
     return steps * scale.astype(dtype)[..., None] + minimum.astype(dtype)[..., None]
 
 

@@ -47,6 +47,14 @@ SYSTEMS: dict[str, System] = {
             _LANGUAGE,
         ),
         System(
+            "finetune",
+            "Fine-tuning of language models, whole or by low-rank adapters",
+            "2106.09685",
+            "models",
+            "jaxlab.recipes.finetune",
+            _LANGUAGE,
+        ),
+        System(
             "alp-gmm",
             "Teacher algorithms: ALP-GMM and its family",
             "1910.07224",
@@ -115,9 +123,20 @@ SYSTEMS: dict[str, System] = {
             _QUANTUM,
         ),
         System("ntk-marglik", "Marginal-likelihood gradients with tangent kernels", "2306.03968", "evidence"),
-        System("t-regs", "T-REGS: minimum-spanning-tree regularisation", "2510.23484", "selfsupervised"),
         System(
-            "phylolm", "PhyloLM: phylogeny of language models", "2404.04671", "phylogeny", None, _LANGUAGE
+            "t-regs",
+            "T-REGS: minimum-spanning-tree regularisation",
+            "2510.23484",
+            "selfsupervised",
+            "jaxlab.recipes.t_regs",
+        ),
+        System(
+            "phylolm",
+            "PhyloLM: phylogeny of language models",
+            "2404.04671",
+            "phylogeny",
+            "jaxlab.recipes.phylolm",
+            _LANGUAGE,
         ),
         System(
             "llm-culture",

@@ -3,6 +3,7 @@
 import struct
 
 import gguf
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from torch_twins import random_tokens, torch_logits, twin
 
 from jaxlab.errors import InputError
-from jaxlab.models import forward, logits
+from jaxlab.models import forward, generate, logits
 from jaxlab.models.gguf import read_gguf
 from jaxlab.models.gguf_blocks import BLOCK_FORMATS, dequantize
 from jaxlab.models.gguf_weights import config_from_gguf, params_from_gguf
 from jaxlab.models.packages import weight_file
+from jaxlab.models.packed import PackedMatrix
 
 
 def bits(array):
@@ -231,8 +233,8 @@ def interleaved(weight, heads):
     return out
 
 
-def write_twin(path, case):
-    """Writes a tiny torch model the way the converter of llama.cpp does."""
+def write_twin(path, case, quantized=None):
+    """Writes a tiny torch model the way the converter of llama.cpp does; matrices of whole blocks in a format."""
     model, _, _ = twin(case)
     config, architecture = model.config, case.split("-")[0]
     writer = gguf.GGUFWriter(path, architecture)
@@ -267,7 +269,12 @@ def write_twin(path, case):
                 "lm_head.weight": "output",
             }
             name = f"{table[name]}.weight"
-        writer.add_tensor(name, np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        if quantized and array.ndim == 2 and array.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType["Q8_0" if "token_embd" in name else quantized]
+            writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -284,6 +291,38 @@ def test_logits_equal_torch_after_conversion_to_gguf(tmp_path, case):
     tokens = random_tokens((2, 17))
     ours = logits(params, cfg, forward(params, cfg, tokens).hidden)
     np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize(("case", "kind"), [("llama", "Q4_1"), ("qwen3", "Q4_0")])
+def test_model_kept_packed_has_the_logits_and_text_of_the_dequantized_one(tmp_path, case, kind):
+    write_twin(tmp_path / "m.gguf", case, kind)
+    file = read_gguf(tmp_path / "m.gguf")
+    cfg = config_from_gguf(file)
+    unpacked, packed = (params_from_gguf(file, cfg, packed=packed) for packed in (False, True))
+    kept = {name for name, leaf in packed["layers"].items() if isinstance(leaf, PackedMatrix)}
+    assert kept == {"q", "k", "v", "o", "gate", "up"}  # down is 48 wide
+    assert isinstance(packed["embed"], PackedMatrix) and packed["embed"].bits == 8
+    tokens = random_tokens((2, 17))
+    found, expected = (logits(p, cfg, forward(p, cfg, tokens).hidden) for p in (packed, unpacked))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    prompt, lengths = random_tokens((2, 9), seed=1), np.array([9, 4])
+    texts = [
+        generate(p, cfg, prompt, lengths, jax.random.key(0), max_new=8, logprobs=True)
+        for p in (packed, unpacked)
+    ]
+    np.testing.assert_array_equal(texts[0].tokens, texts[1].tokens)
+    np.testing.assert_allclose(texts[0].logprobs, texts[1].logprobs, atol=1e-4)
+
+
+def test_infinite_scale_of_a_packed_matrix_is_named(tmp_path):
+    write_twin(tmp_path / "m.gguf", "llama", "Q4_1")
+    at = read_gguf(tmp_path / "m.gguf").tensors["blk.1.ffn_up.weight"].offset
+    content = bytearray((tmp_path / "m.gguf").read_bytes())
+    content[at : at + 2] = np.float16(np.inf).tobytes()
+    (tmp_path / "m.gguf").write_bytes(content)
+    file = read_gguf(tmp_path / "m.gguf")
+    with pytest.raises(InputError, match="'up': a scale is infinite"):
+        params_from_gguf(file, config_from_gguf(file), packed=True)
 
 
 def test_unsupported_architecture_is_refused_with_the_supported_ones(tmp_path):

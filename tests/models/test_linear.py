@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from jaxlab.errors import InputError
-from jaxlab.models.linear import dense, linear, register_linear
+from jaxlab.models.linear import dense, linear, matrix_rows, register_linear
 
 
 class LowRank(NamedTuple):
@@ -44,6 +44,12 @@ def test_registered_leaf_acts_like_the_matrix_it_stands_for(cls):
     x, leaf = normal(2, 3, 5), cls(normal(7, 2), normal(2, 5))
     np.testing.assert_allclose(linear(x, leaf), x @ (leaf.left @ leaf.right).T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dense(leaf), leaf.left @ leaf.right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("leaf", [normal(5, 3), LowRank(normal(5, 2), normal(2, 3))])
+def test_rows_are_those_of_the_matrix_and_indices_stay_inside(leaf):
+    found = matrix_rows(leaf, jnp.asarray([[4, 0], [9, 1]]))
+    np.testing.assert_allclose(found, np.asarray(dense(leaf))[[[4, 0], [4, 1]]], rtol=1e-6)
 
 
 def test_stacked_registered_leaves_can_be_scanned():

@@ -4,12 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from fine_tune import random_model, twenty_losses
+from jax.sharding import NamedSharding, PartitionSpec
 from toy_model import toy, toy_tokens
 
 from jaxlab.errors import InputError
+from jaxlab.models import forward, init_lora, logits
+from jaxlab.models.fast_products import with_fast_products
 from jaxlab.models.linear import LINEARS
-from jaxlab.parallel import initialize, make_mesh, model_rules, shard, shard_rows, shardings
+from jaxlab.models.training import ADAPTERS, ALL, summed_loss
+from jaxlab.parallel import initialize, make_mesh, model_rules, parse_mesh, shard, shard_rows, shardings
 from jaxlab.pruning.config import SurgeonConfig
 from jaxlab.pruning.factors import curvature
 from jaxlab.pruning.surgeon import prune
@@ -111,6 +115,59 @@ def test_model_rules_split_whole_heads_only():
     assert placed["layers"]["k"].addressable_shards[0].data.shape == (2, 6, 8)
 
 
+def test_adapters_are_split_on_the_side_that_they_share_with_their_matrix():
+    mesh = make_mesh({"data": 4, "model": 2})
+    stacked, listed = _params()
+    rules = model_rules(mesh, num_heads=4, num_kv_heads=3)
+    for params in (stacked, listed):
+        quick = params["layers"]
+        quick = with_fast_products(quick) if params is stacked else tuple(map(with_fast_products, quick))
+        adapted = init_lora(
+            jax.random.key(0), {**params, "layers": quick}, rank=3, targets=("q", "k", "down")
+        )
+        specs = jax.tree.map(lambda leaf: leaf.spec, shardings(adapted, mesh, rules))["layers"]
+        lead, of = ((None,), specs) if params is stacked else ((), specs[1])
+        out, inside, whole = (
+            PartitionSpec(*lead, *s) for s in (("model", None), (None, "model"), (None, None))
+        )
+        assert (of["q"].weight.bits, of["q"].a, of["q"].b) == (out, whole, out)
+        assert (of["down"].weight.bits, of["down"].a, of["down"].b) == (inside, inside, whole)
+        assert (of["k"].weight.bits, of["k"].a, of["k"].b) == (whole, whole, whole)
+
+
+def test_a_mesh_is_read_from_its_text():
+    assert parse_mesh("data=4, model=-1") == {"data": 4, "model": -1}
+    for text in ("", "data", "data=", "data=x", "data=4,data=2", "4=data"):
+        with pytest.raises(InputError, match="AXIS=SIZE"):
+            parse_mesh(text)
+
+
+@pytest.mark.parametrize("pattern", [ALL, ADAPTERS])
+def test_a_fine_tune_has_the_losses_of_one_device(pattern):
+    """Twenty steps of two parts, rows over four devices and matrices over two."""
+    cfg, params = random_model()
+    if pattern == ADAPTERS:
+        params = init_lora(jax.random.key(2), params, rank=4, std=0.2)
+    mesh = make_mesh({"data": 4, "model": 2})
+    rules = model_rules(mesh, num_heads=cfg.num_heads, num_kv_heads=cfg.num_kv_heads)
+    alone = twenty_losses(cfg, params, pattern)
+    spread = twenty_losses(cfg, shard(params, mesh, rules), pattern, mesh)
+    assert alone[-1] < 0.8 * alone[0]
+    np.testing.assert_allclose(spread, alone, rtol=1e-3)
+
+
+def test_rows_of_a_step_are_not_gathered_for_the_loss():
+    """A device makes the scores of its own rows alone."""
+    cfg, params = random_model()
+    mesh = make_mesh({"data": 8})
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    tokens = jax.device_put(np.zeros((16, 32), np.int32), NamedSharding(mesh, PartitionSpec("data")))
+    loss = jax.jit(lambda params, tokens: summed_loss(params, cfg, tokens, chunk=64))
+    text = loss.lower(params, tokens).compile().as_text()
+    assert "f32[2,4,64]" in text  # [rows of one device, positions of a chunk, vocabulary]
+    assert "f32[16,4,64]" not in text
+
+
 def test_rules_that_do_not_fit_are_refused():
     mesh = make_mesh({"data": 4, "model": 2})
     for rules, words in [
@@ -124,9 +181,7 @@ def test_rules_that_do_not_fit_are_refused():
 
 
 def test_logits_of_a_sharded_model_agree():
-    from jaxlab.models import ModelConfig, forward, logits
-
-    cfg, params = _random_model(ModelConfig)
+    cfg, params = random_model()
     mesh = make_mesh({"data": 4, "model": 2})
     tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, cfg.vocab_size)
 
@@ -137,26 +192,6 @@ def test_logits_of_a_sharded_model_agree():
     placed = shard(params, mesh, rules)
     spread = jax.device_put(tokens, jax.sharding.NamedSharding(mesh, PartitionSpec("data")))
     np.testing.assert_allclose(jax.jit(scores)(placed, spread), jax.jit(scores)(params, tokens), atol=1e-4)
-
-
-def _random_model(model_config):
-    cfg = model_config(
-        family="llama", vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-        mlp_size=48, max_positions=32, norm_eps=1e-5, sandwich_norms=False, qk_norm=False, qkv_bias=False,
-        o_bias=False, mlp_bias=False, activation="silu", attention_scale=None, rope_theta=1e4,
-        rope_theta_local=None, rope_scaling=None, layer_windows=(None, None), tie_embeddings=True,
-        bos_id=None, eos_ids=(0,), pad_id=None, add_bos=False,
-    )  # fmt: skip
-    attention = {"q": (32, 32), "k": (16, 32), "v": (16, 32), "o": (32, 32)}
-    shapes = attention | {"gate": (48, 32), "up": (48, 32), "down": (32, 48)}
-    keys = iter(jax.random.split(jax.random.key(0), 16))
-    layers = {name: jax.random.normal(next(keys), (2, *shape)) / 6 for name, shape in shapes.items()}
-    layers |= {"attn_norm": jnp.ones((2, 32)), "mlp_norm": jnp.ones((2, 32))}
-    return cfg, {
-        "embed": jax.random.normal(next(keys), (64, 32)),
-        "layers": layers,
-        "final_norm": jnp.ones(32),
-    }
 
 
 def test_curvature_shares_out_the_windows():

@@ -5,10 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import fine_tune
+import numpy as np
 import pytest
 
 from jaxlab.errors import InputError, ResourceError
+from jaxlab.models import forward, logits
+from jaxlab.models.training import ALL
 from jaxlab.parallel import initialize
 
 WORKER = """
@@ -28,6 +33,29 @@ everywhere = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpe
 print(json.dumps({"hosts": list(hosts), "mine": mine, "total": float(total), "doubled": everywhere.tolist()}))
 """
 
+TRAINER = """
+import json
+from jaxlab.parallel import initialize, make_mesh, model_rules, shard
+initialize()
+import jax, numpy as np
+from fine_tune import random_model, twenty_losses
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxlab.models import forward, logits
+from jaxlab.models.training import ALL
+cfg, params = random_model()
+found = {}
+for axis in ("data", "model"):
+    mesh = make_mesh({"data": -1, "model": 1} if axis == "data" else {"data": 1, "model": -1})
+    rules = model_rules(mesh, num_heads=cfg.num_heads, num_kv_heads=cfg.num_kv_heads)
+    placed = shard(params, mesh, rules)
+    found[axis] = twenty_losses(cfg, placed, ALL, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    tokens = jax.device_put(np.arange(24, dtype=np.int32).reshape(2, 12), whole)
+    score = lambda params, tokens: logits(params, cfg, forward(params, cfg, tokens).hidden)
+    found[axis + " logits"] = np.asarray(jax.jit(score, out_shardings=whole)(placed, tokens)).tolist()
+print(json.dumps(found))
+"""
+
 
 def _free_port() -> int:
     with socket.socket() as probe:
@@ -35,17 +63,19 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_processes_share_one_mesh():
+def _two_processes(program, *paths):
+    """What two processes that have met print in their last lines, from JSON."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
+        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER],
+            [sys.executable, "-c", program],
             env={**environment, "JAX_PROCESS_ID": str(number)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -55,14 +85,31 @@ def test_two_processes_share_one_mesh():
     ]
     results = []
     for worker in workers:
-        out, err = worker.communicate(timeout=120)
+        out, err = worker.communicate(timeout=240)
         assert worker.returncode == 0, err
         results.append(json.loads(out.strip().splitlines()[-1]))
+    return results
+
+
+def test_two_processes_share_one_mesh():
+    results = _two_processes(WORKER)
     assert [result["hosts"] for result in results] == [[0, 2, 1, 2], [1, 2, 1, 2]]
     assert [result["mine"] for result in results] == [[15.0], [51.0]]  # 0+..+5 and 6+..+11
     for result in results:
         assert result["total"] == 66.0
         assert result["doubled"] == [2.0, 10.0, 18.0, 26.0, 34.0, 42.0]
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does():
+    cfg, params = fine_tune.random_model()
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    scores = logits(params, cfg, forward(params, cfg, tokens).hidden)
+    losses = fine_tune.twenty_losses(cfg, params, ALL)
+    for found in _two_processes(TRAINER, str(Path(fine_tune.__file__).parent)):
+        for axis in ("data", "model"):
+            np.testing.assert_allclose(found[f"{axis} logits"], scores, atol=1e-4)
+            np.testing.assert_allclose(found[axis], losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from test_training import IMAGES, begin
+from small_training import IMAGES, begin
 
 from jaxlab.parallel import make_mesh
 from jaxlab.selfsupervised import Method, TregsConfig
