@@ -142,7 +142,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(rank=4, steps=3, batch=1, length=64, warmup=1, windows=1, context=128),
+    "smoke": Config(lora=True, rank=4, steps=3, batch=1, length=64, warmup=1, windows=1, context=128),
     "cpu": Config(),
     "gpu": Config(
         rank=64,
