@@ -4,7 +4,9 @@ Ours against `transformers` on torch, eager and (in the full run) compiled, in o
 in float32. Then greedy decoding of the same GGUF file: ours from weights in float32, packed as they are stored, and
 packed with inputs rounded to 8 bits as llama.cpp rounds them; llama.cpp runs in an environment of its own before and
 after ours. `load` is the machine's run queue before the turns begin: above about 1 somebody else was at work, and
-threads that spin then take many times as long.
+threads that spin then take many times as long. Scores of 16 continuations of a prompt by `score_continuations` beside
+16 whole rows through `token_logprobs`. Last, the memory that losses of Gemma at 1024 tokens take beside what all of
+their scores would, from the compiled program.
 """
 
 import functools
@@ -19,7 +21,16 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.peers import run_peer
-from jaxlab.models import Model, forward, generate, load, logits, save_hf, token_logprobs
+from jaxlab.models import (
+    Model,
+    forward,
+    generate,
+    load,
+    logits,
+    save_hf,
+    score_continuations,
+    token_logprobs,
+)
 from jaxlab.models.loading import resolve
 from jaxlab.models.packed import with_integer_products
 
@@ -27,6 +38,7 @@ MODEL = "pkg:smollm2"
 _PROMPT = "The history of the city of Rome begins"
 _TARGETS = {"forward": 1.0, "loss and gradient": 1.3}
 _DECODE_TARGET = 0.5
+_SCORING_TARGET = 8.0
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -37,6 +49,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
     tokens = np.random.default_rng(0).integers(3, model.cfg.vocab_size, shape)
     rows = _against_torch(model, tokens, repetitions=1 if quick else 5, compiled=not quick)
     rows += _decoding(model, new=16 if quick else 128, repetitions=1 if quick else 5)
+    rows += _scoring(model, 64 if quick else 256, repetitions=1 if quick else 5)
+    rows.append(_memory_of_gemma(128 if quick else 1024))
     return [row | {"load": load_before} for row in rows]
 
 
@@ -121,6 +135,47 @@ def _decoding(model: Model, new: int, repetitions: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _scoring(model: Model, time: int, repetitions: int) -> list[dict[str, Any]]:
+    """Continuations of 4 to 8 tokens, as actions of an agent are."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(3, model.cfg.vocab_size, (1, time)).astype(np.int32)
+    lengths = rng.integers(4, 9, (1, 16)).astype(np.int32)
+    branches = rng.integers(3, model.cfg.vocab_size, (1, 16, 8)).astype(np.int32)
+    rows = np.concatenate([np.repeat(prompt, 16, 0), branches[0]], axis=1)
+    place = np.arange(rows.shape[1])
+    scored = (place >= time) & (place < time + lengths[0][:, None])
+    length = np.array([time], np.int32)
+
+    def ours() -> jax.Array:
+        return score_continuations(model.params, model.cfg, prompt, length, branches, lengths).total
+
+    def whole_rows() -> jax.Array:
+        return token_logprobs(model.params, model.cfg, rows, scored).sum(1)
+
+    harness.require_equal([ours()[0]], [whole_rows()], 5e-3)
+    timings = harness.compare({"ours": ours, "whole rows": whole_rows}, repetitions)
+    return harness.cpu_rows(f"16 continuations of {time} tokens", timings, _SCORING_TARGET)
+
+
+def _memory_of_gemma(time: int) -> dict[str, Any]:
+    model = load("pkg:gemma3-270m")
+    cfg, params = model.cfg, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
+    tokens = jax.ShapeDtypeStruct((1, time), jnp.int32)
+    program = (
+        jax.jit(lambda params, tokens: token_logprobs(params, cfg, tokens)).lower(params, tokens).compile()
+    )
+    scores = 4 * time * cfg.vocab_size
+    taken = program.memory_analysis().temp_size_in_bytes
+    return {
+        "what": f"memory of losses of Gemma, {time} tokens",
+        "who": "ours",
+        "megabytes": round(taken / 1e6, 1),
+        "megabytes_of_all_scores": round(scores / 1e6, 1),
+        "share": round(taken / scores, 3),
+        "target": 0.5,
+    }
 
 
 def _seconds_a_token(

@@ -68,7 +68,8 @@ def simulate(
       dtype: complex64 or complex128; None is that of the angles, matrices and state.
       diff: "adjoint" (constant memory; reverse mode only, to any order, and for unitary matrices only) or "backprop"
         (memory grows with depth; forward mode too).
-      block: most wires of a dense block, 1 to 10; None picks.
+      block: most wires of a dense block, 1 to 10; None picks for one circuit at a time. Batches by `vmap` of small
+        circuits are faster with 2 or 3 on a CPU.
       implementation: of dense blocks, see `jaxlab.kernels.statevector.blocks.apply_blocks`; None picks.
 
     Layers that repeat become one loop, also where gates were recorded one by one.
