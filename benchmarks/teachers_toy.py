@@ -46,7 +46,9 @@ _TARGET = {"alp-gmm": 32.0, "covar-gmm": 32.0}
 _OTHERS = tuple(name for name in get_args(TeacherName) if name not in _REFERENCE)
 
 
-class _Sweep(NamedTuple):
+class Swept(NamedTuple):
+    """Curves of a sweep, and what it took."""
+
     curves: np.ndarray
     """[seeds, points]"""
     episodes: np.ndarray
@@ -59,14 +61,14 @@ def run(quick: bool) -> list[dict[str, Any]]:
     episodes, seeds, peer_seeds = (2000, 16, 1) if quick else (20_000, 64, 3)
     rows, curves = [], {}
     for teacher in (*_REFERENCE, *_OTHERS):
-        _sweep(teacher, episodes, _CHUNK)
-        ours = _sweep(teacher, episodes, seeds)
+        run_sweep(teacher, episodes, _CHUNK)
+        ours = run_sweep(teacher, episodes, seeds)
         curves[teacher] = ours
         rows.append(_parity(teacher, ours))
         if teacher in _REFERENCE:
             rows += _speed(teacher, ours, episodes, seeds, peer_seeds)
     if not quick:
-        many = _sweep("alp-gmm", episodes, 1000)
+        many = run_sweep("alp-gmm", episodes, 1000)
         rows.append(
             {
                 "what": "1,000 seeds of 20,000 episodes, whole command",
@@ -80,26 +82,42 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _sweep(teacher: str, episodes: int, seeds: int) -> _Sweep:
+def run_sweep(
+    teacher: str, episodes: int, seeds: int, *options: str, out: Path | None = None, chunk: int = _CHUNK
+) -> Swept:
+    """Run `jaxlab sweep alp-gmm` as a whole command.
+
+    Args:
+      teacher: its name on the command line.
+      episodes: of each student.
+      seeds: students.
+      options: further ones of the command.
+      out: folder to keep, where an interrupted sweep goes on; None is one that goes away.
+      chunk: runs of a program.
+
+    Raises:
+      ResourceError: the command failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "sweep"
+        kept = Path(folder) / "sweep" if out is None else out
         jaxlab = str(Path(sys.executable).with_name("jaxlab"))
-        command = [jaxlab, "sweep", "alp-gmm", "--preset", "cpu", "--out", str(out)]
+        command = [jaxlab, "sweep", "alp-gmm", "--preset", "cpu", "--out", str(kept)]
         command += ["--teacher", teacher, "--episodes", str(episodes), "--seeds", str(seeds)]
-        command += ["--split-score", "reference", "--chunk", str(_CHUNK)]
+        command += ["--split-score", "reference", "--chunk", str(chunk), *options]
+        command += ["--resume"] if kept.exists() else []
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
         wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise ResourceError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-        table = np.genfromtxt(out / "results.csv", delimiter=",", names=True)
+        table = np.genfromtxt(kept / "results.csv", delimiter=",", names=True)
     points = np.unique(table["episodes"])
     curves = table["mastered"].reshape(seeds, len(points))
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return _Sweep(curves, points.astype(int), wall, cpu)
+    return Swept(curves, points.astype(int), wall, cpu)
 
 
-def _parity(teacher: str, ours: _Sweep) -> dict[str, Any]:
+def _parity(teacher: str, ours: Swept) -> dict[str, Any]:
     mean = ours.curves.mean(0)
     row = {
         "what": "parity, % mastered",
@@ -118,7 +136,7 @@ def _parity(teacher: str, ours: _Sweep) -> dict[str, Any]:
     }
 
 
-def _speed(teacher: str, ours: _Sweep, episodes: int, seeds: int, peer_seeds: int) -> list[dict[str, Any]]:
+def _speed(teacher: str, ours: Swept, episodes: int, seeds: int, peer_seeds: int) -> list[dict[str, Any]]:
     given = {"teacher": teacher, "dimensions": 2, "cells": 10, "episodes": episodes, "every": 2000}
     inputs = {name: np.asarray(value) for name, value in given.items()} | {"seeds": np.arange(peer_seeds)}
     peer = run_peer("numpy_teachers", inputs)
@@ -146,7 +164,7 @@ def _speed(teacher: str, ours: _Sweep, episodes: int, seeds: int, peer_seeds: in
     return rows
 
 
-def _figure(curves: dict[str, _Sweep]) -> None:
+def _figure(curves: dict[str, Swept]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
