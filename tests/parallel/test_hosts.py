@@ -85,7 +85,7 @@ def _two_processes(program, *paths):
     ]
     results = []
     for worker in workers:
-        out, err = worker.communicate(timeout=240)
+        out, err = worker.communicate(timeout=800)  # processes that share two cores with others
         assert worker.returncode == 0, err
         results.append(json.loads(out.strip().splitlines()[-1]))
     return results

@@ -15,7 +15,9 @@ def run_until_killed(system, config, out, milestone):
     options = []
     for field in dataclasses.fields(config):
         option, value = field.name.replace("_", "-"), getattr(config, field.name)
-        if not isinstance(value, bool):
+        if isinstance(value, tuple):
+            options += [f"--{option}", *map(str, value)] if value != field.default else []
+        elif not isinstance(value, bool):
             options.append(f"--{option}={value}")
         elif value != field.default:
             options.append(f"--{option}" if value else f"--no-{option}")
