@@ -1,10 +1,12 @@
 """Joining processes: real ones over gloo on the loopback, and the errors of wrong arguments."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import fine_tune
@@ -73,21 +75,26 @@ def _two_processes(program, *paths):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env={**environment, "JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
     results = []
-    for worker in workers:
-        out, err = worker.communicate(timeout=800)  # processes that share two cores with others
-        assert worker.returncode == 0, err
-        results.append(json.loads(out.strip().splitlines()[-1]))
+    with contextlib.ExitStack() as files:
+        # Files, not pipes: a process that waits for its full pipe to be read keeps the other one waiting.
+        outputs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(4)]
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                env={**environment, "JAX_PROCESS_ID": str(number)},
+                stdout=outputs[2 * number],
+                stderr=outputs[2 * number + 1],
+            )
+            for number in range(2)
+        ]
+        for number, worker in enumerate(workers):
+            code = worker.wait(timeout=400)
+            out, err = outputs[2 * number : 2 * number + 2]
+            for file in (out, err):
+                file.seek(0)
+            assert code == 0, err.read()
+            results.append(json.loads(out.read().strip().splitlines()[-1]))
     return results
 
 
