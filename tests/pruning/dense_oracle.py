@@ -19,7 +19,8 @@ def problem(rows, columns, seed):
 
 def spd(n, rng):
     x = rng.standard_normal((3 * n, n)) @ (np.eye(n) + 0.3 * rng.standard_normal((n, n)))
-    return x.T @ x / len(x)
+    # A draw can come near a singular matrix, whose inverse double precision does not hold.
+    return damped(x.T @ x / len(x), 0.02)
 
 
 def damped(factor, damping):

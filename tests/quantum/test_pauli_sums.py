@@ -132,8 +132,17 @@ def test_gradients_in_state_and_coefficients_are_those_of_the_matrix(further):
 
 
 def test_many_words_of_x_are_measured_in_their_own_basis():
-    split = pauli_sums._split(pauli_sum(TERMS | OF_X))
+    hamiltonian = pauli_sum(TERMS | OF_X)
+    # Coefficients that are known are summed up to diagonals at once; others stay with their words.
+    assert pauli_sums._split(hamiltonian).of_x.values.shape == (1, 2**N)
+    split = pauli_sums._split(dataclasses.replace(hamiltonian, c=jnp.asarray(hamiltonian.c)))
     assert split.of_x.c.size == len(OF_X) and split.of_z.c.size >= 2
+    psi = random_state(N)
+    known, unknown = (
+        expval(psi, own)
+        for own in (hamiltonian, dataclasses.replace(hamiltonian, c=jnp.asarray(hamiltonian.c)))
+    )
+    assert float(known) == pytest.approx(float(unknown), abs=1e-12)
     assert pauli_sums._split(pauli_sum({"XI": 1.0, "IX": 1.0, "ZZ": 1.0})).of_x is None
     psi = random_state(N)
     expected = np.vdot(psi, matrix_of(TERMS | OF_X) @ psi).real
