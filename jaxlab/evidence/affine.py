@@ -104,7 +104,10 @@ def resample(
     )
     places = jnp.einsum("ij,jhw->ihw", matrix, jnp.stack([x, y, jnp.ones_like(x)]), precision="highest")
     rows, columns = (places[1] + 1) / 2 * (height - 1), (places[0] + 1) / 2 * (width - 1)
-    one = lambda channel: map_coordinates(channel, [rows, columns], order=1)  # noqa: E731 - a closure a line long
+
+    def one(channel: Array) -> Array:
+        return map_coordinates(channel, [rows, columns], order=1)
+
     return jax.vmap(one, in_axes=-1, out_axes=-1)(image)
 
 

@@ -1,3 +1,5 @@
+"""Affine views: matrices and resampling against SciPy, gradients against finite differences."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

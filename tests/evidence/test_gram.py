@@ -110,7 +110,10 @@ def test_blocks_map_over_a_batch_of_parameters(double_precision):
     params, x = double(digits_net.PARAMS), jnp.asarray(digits_net.X[:3])
     factors = jnp.ones((3, 10, 1))
     two = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
-    run = lambda p: gram_leaves(digits_net.apply, p, x, factors)  # noqa: E731 - a closure a line long
+
+    def run(p):
+        return gram_leaves(digits_net.apply, p, x, factors)
+
     many = jax.jit(jax.vmap(run))(two)
     one = jax.jit(run)(jax.tree.map(lambda leaf: 2 * leaf, params))
     for found, wanted in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):

@@ -27,7 +27,10 @@ def test_log_likelihood_is_that_of_scipy(double_precision):
 
 def test_output_hessian_is_minus_the_second_derivative(double_precision):
     for likelihood, targets in (("softmax", LABELS), ("gaussian", jnp.asarray(LOGITS) + 1)):
-        one = lambda f, y, likelihood=likelihood: -log_likelihood(f[None], y[None], likelihood=likelihood)[0]  # noqa: E731 - a closure a line long
+
+        def one(f, y, likelihood=likelihood):
+            return -log_likelihood(f[None], y[None], likelihood=likelihood)[0]
+
         wanted = jax.vmap(jax.hessian(one))(jnp.asarray(LOGITS), jnp.asarray(targets))
         np.testing.assert_allclose(
             output_hessian(jnp.asarray(LOGITS), likelihood=likelihood), wanted, atol=1e-12
@@ -70,7 +73,10 @@ def test_diag_rule_is_the_root_of_p_minus_its_square(double_precision):
 @pytest.mark.parametrize("output_rows", ["factor", "diag"])
 def test_factors_and_their_gradients_are_finite_at_certain_outputs(output_rows):
     sure = jnp.array([[200.0, 0.0, -200.0]])
-    total = lambda f: jnp.sum(output_factor(f, likelihood="softmax", output_rows=output_rows))  # noqa: E731 - as above
+
+    def total(f):
+        return jnp.sum(output_factor(f, likelihood="softmax", output_rows=output_rows))
+
     value, slope = jax.value_and_grad(total)(sure)
     assert np.isfinite(value) and np.isfinite(slope).all()
 

@@ -90,7 +90,10 @@ def test_training_maps_over_keys():
     state = start()
     keys = jax.random.split(jax.random.key(2), 2)
     config = dataclasses.replace(CONFIG, burn_in=0)
-    run = lambda key: fit_epoch(apply, OPTIMIZER, state._replace(key=key), X, Y, config=config)[1]  # noqa: E731 - a closure a line long
+
+    def run(key):
+        return fit_epoch(apply, OPTIMIZER, state._replace(key=key), X, Y, config=config)[1]
+
     many, one = jax.jit(jax.vmap(run))(keys), jax.jit(run)(keys[1])
     assert float(many.evidence[1]) == pytest.approx(float(one.evidence), rel=1e-4)
     assert float(many.loss[1]) == pytest.approx(float(one.loss), rel=1e-4)

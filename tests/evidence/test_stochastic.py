@@ -177,9 +177,11 @@ def estimates(digits):
 
     @jax.jit(static_argnames="config")
     def run(config, blocks, keys):
-        one = lambda key, block: stochastic_evidence(  # noqa: E731 - a closure a line long
-            key, digits_net.apply, params, x[block], y[block], hyper, total=60, config=config
-        )[1]
+        def one(key, block):
+            return stochastic_evidence(
+                key, digits_net.apply, params, x[block], y[block], hyper, total=60, config=config
+            )[1]
+
         return jax.lax.map(lambda pair: one(*pair), (keys, blocks))
 
     return run

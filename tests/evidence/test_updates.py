@@ -59,7 +59,10 @@ def test_linear_model_reaches_the_printed_optimum(double_precision):
     def round_(state):
         noise_over_prior = jnp.exp(2 * state.hyper.log_sigma + state.hyper.log_delta["w"])
         weights = jnp.linalg.solve(x.T @ x + noise_over_prior * jnp.eye(10), x.T @ y)
-        apply = lambda p, x: x @ p["w"][:, None]  # noqa: E731 - a closure a line long
+
+        def apply(p, x):
+            return x @ p["w"][:, None]
+
         return marglik_update(KEY, apply, {"w": weights}, x, y[:, None], state, total=442, config=config)
 
     state = init_marglik({"w": jnp.zeros(10)}, config=config, precision=2.0, sigma=0.7)
@@ -75,7 +78,10 @@ def test_updates_map_over_priors(digits):
     params, x, y = digits
     state = init_marglik(params, config=config, layout="scalar")
     two = jax.tree.map(lambda value: jnp.stack([value, value + 1]), state)
-    run = lambda s: marglik_update(KEY, digits_net.apply, params, x[:5], y[:5], s, total=60, config=config)  # noqa: E731 - as above
+
+    def run(s):
+        return marglik_update(KEY, digits_net.apply, params, x[:5], y[:5], s, total=60, config=config)
+
     many, _ = jax.jit(jax.vmap(run))(two)
     one, _ = jax.jit(run)(jax.tree.map(lambda value: value[1], two))
     np.testing.assert_allclose(many.hyper.log_delta[1], one.hyper.log_delta, rtol=1e-12)
