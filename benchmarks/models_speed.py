@@ -33,6 +33,7 @@ from jaxlab.models import (
 )
 from jaxlab.models.loading import resolve
 from jaxlab.models.packed import with_integer_products
+from jaxlab.models.training import summed_loss
 
 MODEL = "pkg:smollm2"
 _PROMPT = "The history of the city of Rome begins"
@@ -70,7 +71,7 @@ def _against_torch(
         return logits(params, model.cfg, forward(params, model.cfg, given).hidden)
 
     def loss(params: Any) -> jax.Array:
-        return -token_logprobs(params, model.cfg, given).mean()
+        return summed_loss(params, model.cfg, given) / given[:, 1:].size
 
     def scored_by(network: Any) -> Any:
         with torch.no_grad():

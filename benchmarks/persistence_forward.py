@@ -274,9 +274,7 @@ def _random_image(size: int) -> np.ndarray:
 
 def _digit() -> np.ndarray:
     """A handwritten digit: darkness, and distance to the nearest strong edge, both within [0, 1]."""
-    from scipy.ndimage import distance_transform_edt
     from sklearn.datasets import load_digits
 
-    digit = load_digits().images[8] / 16
-    distance = distance_transform_edt(np.hypot(*np.gradient(digit)) < 0.25)
-    return np.stack([1 - digit, distance / distance.max()], -1).astype(np.float32)
+    digit = (load_digits().images[8] / 16).astype(np.float32)
+    return np.stack([1 - digit, np.asarray(persistence.edge_distance(jnp.asarray(digit)))], -1)

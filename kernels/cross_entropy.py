@@ -45,6 +45,46 @@ def cross_entropy(
     Raises:
       ValueError: shapes do not fit, there is no position, or `chunk` is below 1.
     """
+    return _losses(scores, _chunks(hidden, targets, chunk), head, hidden, targets, count)
+
+
+def summed_cross_entropy(
+    scores: Scores,
+    head: Any,
+    hidden: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk: int,
+    count: jax.Array | None = None,
+) -> jax.Array:
+    """Compute sum(weights * cross_entropy(scores, head, hidden, targets)), for training.
+
+    The forward pass already makes the gradients, chunk by chunk, and the backward pass multiplies them by a number:
+    three products with the head, where `cross_entropy`, whose weights come later, needs four. In exchange the gradient
+    of the head is there from the forward pass on.
+
+    Args:
+      scores: see `cross_entropy`.
+      head: see `cross_entropy`.
+      hidden: [*rows, time, width].
+      targets: integers in [0, vocabulary), [*rows, time].
+      weights: floating point, [*rows, time].
+      chunk: see `cross_entropy`.
+      count: see `cross_entropy`.
+
+    Returns:
+      A scalar in nats; float32, or float64 for float64 scores.
+
+    Raises:
+      ValueError: shapes do not fit, there is no position, or `chunk` is below 1.
+    """
+    if weights.shape != targets.shape:
+        raise ValueError(f"weights has shape {weights.shape} and targets {targets.shape}; they must be equal")
+    return _sum(scores, _chunks(hidden, targets, chunk), head, hidden, targets, weights, count)
+
+
+def _chunks(hidden: jax.Array, targets: jax.Array, chunk: int) -> int:
     if targets.ndim < 1 or hidden.shape[:-1] != targets.shape or not targets.size:
         raise ValueError(
             f"hidden has shape {hidden.shape} and targets {targets.shape}; they must be [*rows, time, width] and "
@@ -52,8 +92,7 @@ def cross_entropy(
         )
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    chunks = -(-targets.shape[-1] // chunk)
-    return _losses(scores, chunks, head, hidden, targets, count)
+    return -(-targets.shape[-1] // chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -66,20 +105,13 @@ def _losses(
 def _forward(
     scores: Scores, chunks: int, head: Any, hidden: Any, targets: Any, count: Any
 ) -> tuple[jax.Array, tuple]:
-    head_is_trained = any(leaf.perturbed for leaf in jax.tree.leaves(head, is_leaf=_is_primal))
-    head, hidden, targets, count = jax.tree.map(
-        lambda leaf: leaf.value, (head, hidden, targets, count), is_leaf=_is_primal
-    )
+    head_is_trained = _is_trained(head)
+    head, hidden, targets, count = _values(head, hidden, targets, count)
     if head_is_trained:
         losses, log_sums = _forward_alone(scores, chunks, head, hidden, targets, count)
         return losses, (None, (head, hidden, targets, count, log_sums))
-
-    def with_slope(_: Any, rows: jax.Array, wanted: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-        found, pull = jax.vjp(functools.partial(scores, head), rows)
-        loss, log_sum = _loss_and_log_sum(found, wanted)
-        return None, (loss, pull(_slope(found, wanted, log_sum).astype(found.dtype))[0])
-
-    losses, slopes = _over_chunks(with_slope, None, chunks, targets.ndim - 1, count, hidden, targets)[1]
+    weights = jnp.ones(targets.shape, _wide(hidden.dtype))
+    losses, slopes, _ = _with_gradients(scores, chunks, head, False, hidden, targets, count, weights)
     return losses, (slopes, None)
 
 
@@ -90,8 +122,68 @@ def _backward(
     if inputs is None:
         return None, (weight[..., None] * slopes).astype(slopes.dtype), None, None
     head, hidden, targets, count, log_sums = inputs
+    _, of_hidden, of_head = _with_gradients(
+        scores, chunks, head, True, hidden, targets, count, weight, log_sums
+    )
+    return of_head, of_hidden, None, None
+
+
+_losses.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum(
+    scores: Scores,
+    chunks: int,
+    head: Any,
+    hidden: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    count: jax.Array | None,
+) -> jax.Array:
+    return jnp.sum(weights * _forward_alone(scores, chunks, head, hidden, targets, count)[0])
+
+
+def _sum_forward(
+    scores: Scores, chunks: int, head: Any, hidden: Any, targets: Any, weights: Any, count: Any
+) -> tuple[jax.Array, tuple]:
+    head_is_trained = _is_trained(head)
+    head, hidden, targets, weights, count = _values(head, hidden, targets, weights, count)
+    losses, of_hidden, of_head = _with_gradients(
+        scores, chunks, head, head_is_trained, hidden, targets, count, weights
+    )
+    return jnp.sum(weights * losses), (of_head, of_hidden, losses.astype(weights.dtype))
+
+
+def _sum_backward(
+    _scores: Scores, _chunks: int, kept: tuple, slope: jax.Array
+) -> tuple[Any, jax.Array, None, jax.Array, None]:
+    of_head, of_hidden, of_weights = jax.tree.map(lambda leaf: (slope * leaf).astype(leaf.dtype), kept)
+    return of_head, of_hidden, None, of_weights, None
+
+
+_sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)
+
+
+def _with_gradients(
+    scores: Scores,
+    chunks: int,
+    head: Any,
+    head_is_trained: bool,
+    hidden: jax.Array,
+    targets: jax.Array,
+    count: jax.Array | None,
+    weights: jax.Array,
+    log_sums: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Losses, and gradients of their weighted sum with respect to the hidden states and the head (None: not trained).
+
+    `log_sums` are those of an earlier pass, if there was one.
+    """
     leaves, structure = jax.tree.flatten(head)
-    trained = [index for index, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    trained = [
+        i for i, leaf in enumerate(leaves) if head_is_trained and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
 
     def with_leaves(changed: list[jax.Array], rows: jax.Array) -> jax.Array:
         every = list(leaves)
@@ -100,27 +192,28 @@ def _backward(
         return scores(jax.tree.unflatten(structure, every), rows)
 
     def one(
-        total: list[jax.Array], rows: jax.Array, wanted: jax.Array, log_sum: jax.Array, weight: jax.Array
-    ) -> tuple[list[jax.Array], jax.Array]:
+        total: list[jax.Array], rows: jax.Array, wanted: jax.Array, weight: jax.Array, *given: jax.Array
+    ) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
         found, pull = jax.vjp(with_leaves, [leaves[index] for index in trained], rows)
+        loss, log_sum = _loss_and_log_sum(found, wanted)
         # Zeros in place of products with 0: filled up positions have no sum that belongs to their scores.
-        slope = jnp.where(weight[..., None] == 0, 0, weight[..., None] * _slope(found, wanted, log_sum))
+        slope = _slope(found, wanted, given[0] if given else log_sum)
+        slope = jnp.where(weight[..., None] == 0, 0, weight[..., None] * slope)
         of_head, of_rows = pull(slope.astype(found.dtype))
-        return [whole + part.astype(whole.dtype) for whole, part in zip(total, of_head, strict=True)], of_rows
+        total = [whole + part.astype(whole.dtype) for whole, part in zip(total, of_head, strict=True)]
+        return total, (loss, of_rows)
 
     if count is not None:
-        weight = jnp.where(jnp.arange(weight.shape[-1]) < count, weight, 0)
+        weights = jnp.where(jnp.arange(weights.shape[-1]) < count, weights, 0)
     nothing = [jnp.zeros(leaves[i].shape, _wide(leaves[i].dtype)) for i in trained]
-    total, of_hidden = _over_chunks(
-        one, nothing, chunks, targets.ndim - 1, count, hidden, targets, log_sums, weight
+    further = () if log_sums is None else (log_sums,)
+    total, (losses, of_hidden) = _over_chunks(
+        one, nothing, chunks, targets.ndim - 1, count, hidden, targets, weights, *further
     )
     of_leaves: list[jax.Array | None] = [None] * len(leaves)
     for index, whole in zip(trained, total, strict=True):
         of_leaves[index] = whole.astype(leaves[index].dtype)
-    return jax.tree.unflatten(structure, of_leaves), of_hidden, None, None
-
-
-_losses.defvjp(_forward, _backward, symbolic_zeros=True)
+    return losses, of_hidden, jax.tree.unflatten(structure, of_leaves)
 
 
 def _forward_alone(
@@ -196,6 +289,14 @@ def _over_chunks(
 
 def _wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def _is_trained(head: Any) -> bool:
+    return any(leaf.perturbed for leaf in jax.tree.leaves(head, is_leaf=_is_primal))
+
+
+def _values(*trees: Any) -> tuple[Any, ...]:
+    return jax.tree.map(lambda leaf: leaf.value, trees, is_leaf=_is_primal)
 
 
 def _is_primal(leaf: Any) -> bool:

@@ -18,7 +18,7 @@ _EXPORTS = {
     "packed": ("PackedMatrix", "pack_matrix", "with_integer_products"),
     "cache": ("Cache", "init_cache"),
     "comparison": ("Comparison", "compare"),
-    "logprobs": ("hidden_logprobs", "token_kl", "token_logprobs"),
+    "logprobs": ("hidden_logprobs", "hidden_loss", "token_kl", "token_logprobs"),
     "continuations": ("ContinuationScores", "score_continuations", "score_targets"),
     "buckets": ("length_bucket",),
     "heads": ("class_scores", "init_head", "state_values"),

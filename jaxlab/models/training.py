@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
-from jaxlab.models.logprobs import hidden_logprobs
+from jaxlab.models.logprobs import hidden_loss
 from jaxlab.models.transformer import Params, embed, final_hidden, run_layers
 from jaxlab.models.validation import check_causal, check_tokens, concrete
 from jaxlab.parallel.rules import path_name
@@ -178,7 +178,7 @@ def summed_loss(
     residual, _, _ = run_layers(params, cfg, embed(params, cfg, tokens), remat=remat)
     hidden = final_hidden(params, cfg, residual)
     scored = None if mask is None else mask[:, 1:]
-    return -hidden_logprobs(params, cfg, hidden[:, :-1], tokens[:, 1:], scored, chunk=chunk).sum()
+    return hidden_loss(params, cfg, hidden[:, :-1], tokens[:, 1:], scored, chunk=chunk)
 
 
 def train_step(

@@ -43,7 +43,7 @@ __all__, __getattr__, __dir__ = lazy_names(
             "inverse_degree",
             "local_degree_profile",
         ],
-        "images": ["image_filtration"],
+        "images": ["edge_distance", "image_filtration"],
         "delaunay": ["delaunay_complex"],
         "gudhi_slices": ["hilbert_callback", "hilbert_rips_callback"],
         "euler": ["euler_measure", "euler_rips_measure"],

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab.errors import InputError
@@ -31,3 +32,33 @@ def image_filtration(image: Float[Array, "*shape p"], *, construction: Literal["
     if construction == "V":
         return lower_star(cubical_complex(image.shape[:-1]), pixels)
     return upper_star(cubical_complex([size + 1 for size in image.shape[:-1]]), pixels)
+
+
+def edge_distance(
+    image: Float[Array, "height width"], *, threshold: float = 0.25
+) -> Float[Array, "height width"]:
+    """Distance of each pixel to the nearest edge of the picture, as a share of the largest one.
+
+    An edge is a pixel whose gradient (central differences) is at least `threshold` long. Together with the intensity
+    it gives a filtration by two parameters. In an image without edges all pixels are far, 1.
+
+    Args:
+      image: intensities, at least 2 x 2.
+      threshold: > 0, in units of the intensity.
+
+    Raises:
+      InputError: an image that is too small or has other axes, or threshold <= 0.
+    """
+    if image.ndim != 2 or min(image.shape) < 2:
+        raise InputError(f"image has shape {image.shape}; it must be [height, width], both at least 2")
+    if not threshold > 0:
+        raise InputError(f"threshold is {threshold}; it must be > 0")
+    down, right = jnp.gradient(image)
+    edges = jnp.hypot(down, right) >= threshold
+    i, j = (jnp.arange(size, dtype=image.dtype) for size in image.shape)
+    # The square of a distance is a sum over both axes: the nearest edge of each row, then the best row.
+    rows = jnp.min(jnp.where(edges[:, None], (j[:, None] - j) ** 2, jnp.inf), axis=-1)
+    square = jnp.min(rows + ((i[:, None] - i) ** 2)[..., None], axis=1)
+    largest = jnp.sqrt(jnp.max(square))
+    share = jnp.sqrt(square) / jnp.where(largest > 0, largest, 1)
+    return jnp.where(jnp.any(edges), share, 1)

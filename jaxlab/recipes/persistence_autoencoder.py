@@ -1,4 +1,4 @@
-"""Autoencoders of digits whose codes keep the topology of the inputs: not at all, by one parameter, by two.
+"""Autoencoders of images whose codes keep the topology of the inputs: not at all, by one parameter, by two.
 
 The loss is the reconstruction's error plus `weight` times a distance of each batch from its codes: of the edges of
 their minimum spanning trees, or of their signed measures by scale and codensity. Weights are chosen on validation data;
@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jaxlab.data import fashion_mnist
 from jaxlab.errors import InputError
 from jaxlab.files import atomic_file
 from jaxlab.persistence.autoencoders import (
@@ -38,12 +39,15 @@ from jaxlab.runs import RunFolder
 __all__ = ["PRESETS", "Config", "run", "table"]
 
 METHODS = ("plain", "one_parameter", "two_parameters")
+_FASHION = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Options of the persistence-autoencoder recipe."""
 
+    data: Literal["digits", "fashion-mnist"] = "digits"
+    """Images: 1,797 of 8 x 8 pixels, or the first 10,000 training images of 28 x 28."""
     weights: tuple[float, ...] = (0.1, 1.0, 10.0)
     """Of the topological term, to choose from by the density divergence on validation data."""
     bandwidth: float = 0.2
@@ -71,7 +75,7 @@ class Config:
     seeds: int = 5
     """Runs, each with its own split of the images, weights of the network and batches."""
     images: int = 0
-    """Use so many images only, drawn at random; 0 takes all 1797."""
+    """Use so many images only, drawn at random; 0 takes all."""
     seed: int = 0
     """The first seed."""
 
@@ -81,6 +85,8 @@ class Config:
             self, slices=2, lines=2, columns=1, directions=1, batch=2, epochs=1, every=1, seeds=2, images=0
         )
         require_positive(self, "bandwidth", "rate")
+        if self.data not in ("digits", "fashion-mnist"):
+            raise InputError(f"data is {self.data!r}; it must be 'digits' or 'fashion-mnist'")
         if self.degrees not in ((0,), (1,), (0, 1)):
             raise InputError(f"degrees is {self.degrees}; it must be 0, 1, or 0 and 1")
         if not self.weights or not min(self.weights) > 0:
@@ -188,18 +194,24 @@ def run(
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The digits of scikit-learn, 3/5 of them for training, 1/5 each for validation and test, alike in classes.
+    """The images, 3/5 of them for training, 1/5 each for validation and test, alike in classes.
 
     Raises:
       InputError: more images than there are, or fewer than a batch to train on.
-      ResourceError: scikit-learn is missing.
+      ResourceError: scikit-learn is missing, or the images cannot be fetched.
     """
-    digits = optional_module("sklearn.datasets", extra="persistence").load_digits()
+    datasets = optional_module("sklearn.datasets", extra="persistence")
     selection = optional_module("sklearn.model_selection", extra="persistence")
-    images, classes = (digits.data / 16).astype(np.float32), digits.target
+    if config.data == "digits":
+        digits = datasets.load_digits()
+        images, classes = (digits.data / 16).astype(np.float32), digits.target
+    else:
+        training, _ = fashion_mnist()
+        pixels, classes = training.pixels[:_FASHION], training.classes[:_FASHION]
+        images = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
     if config.images:
         if config.images > len(images):
-            raise InputError(f"images is {config.images}, but there are {len(images)} digits")
+            raise InputError(f"images is {config.images}, but {config.data} has {len(images)}")
         drawn = np.random.default_rng(config.seed).permutation(len(images))[: config.images]
         images, classes = images[drawn], classes[drawn]
     parts: list[list[np.ndarray]] = [[], [], []]
@@ -418,6 +430,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Means and spreads over seeds; p values of paired t tests of two parameters against one and none, two-sided."""
     summary: dict[str, Any] = {
+        "data": config.data,
         "images": len(loaded.images),
         "seeds": config.seeds,
         "epochs": config.epochs,

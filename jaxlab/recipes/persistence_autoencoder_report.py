@@ -62,7 +62,7 @@ def figures(
     frames = len(next(iter(tracks.values())))
     save_gif(folder, "codes", animation.FuncAnimation(figure, show, frames=frames))
     show(frames - 1)
-    figure.colorbar(scatters[0], ax=axes[0].tolist(), label="digit")
+    figure.colorbar(scatters[0], ax=axes[0].tolist(), label="class")
     folder.save_figure("codes", figure)
     plt.close(figure)
 

@@ -6,11 +6,13 @@ within each training set, so that the accuracy is that of a method and not of a 
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +20,7 @@ from jaxlab import data
 from jaxlab.errors import InputError, ResourceError
 from jaxlab.files import atomic_file
 from jaxlab.persistence.features import SignedMeasureFeatures
+from jaxlab.persistence.images import edge_distance
 from jaxlab.persistence.sliced_wasserstein import sw_kernel, sw_matrix
 from jaxlab.persistence.sources import CodensityRips, GraphFunctions, ImageChannels, Source, delay_embedding
 from jaxlab.progress import Progress
@@ -34,7 +37,8 @@ class Config:
 
     data: str = "MUTAG"
     """MUTAG or Cuneiform (graphs), GunPoint, ItalyPowerDemand, ArrowHead, OSULeaf or ACSF1 (time series, in the
-    archive's split), digits (images), or a folder of graphs in TU format."""
+    archive's split), digits or fashion-mnist (images, the latter in the archive's split), or a folder of graphs in TU
+    format."""
     vectorize: Literal["convolution", "sliced-wasserstein", "hilbert"] = "convolution"
     """What the classifier sees; hilbert is the Hilbert function itself, for comparison."""
     functions: tuple[str, ...] = ("hks:10+degree", "hks:10+closeness", "hks:1+closeness")
@@ -159,14 +163,19 @@ def load_dataset(config: Config) -> Dataset:
         sources = {f"density {width:g}": CodensityRips(width) for width in config.densities}
         split: int | None = len(parts[0].classes)
     elif config.data == "digits":
-        datasets = _sklearn("datasets")
-        loaded = datasets.load_digits()
+        loaded = _sklearn("datasets").load_digits()
         pixels = loaded.images.astype(np.float32) / 16
         # Dark strokes first, and the middle before the rim.
         place = np.stack(np.meshgrid(*(np.linspace(-1, 1, 8),) * 2, indexing="ij"), -1).astype(np.float32)
         rim = np.broadcast_to(np.linalg.norm(place, axis=-1), pixels.shape)
         samples, classes, split = np.stack([1 - pixels, rim], -1), loaded.target, None
         sources = {"intensity+distance from the middle": ImageChannels()}
+    elif config.data == "fashion-mnist":
+        given = data.fashion_mnist()
+        pixels = np.concatenate([part.pixels for part in given]).astype(np.float32) / 255
+        far = np.asarray(jax.jit(functools.partial(jax.lax.map, edge_distance))(pixels))
+        samples, classes = np.stack([1 - pixels, far], -1), np.concatenate([part.classes for part in given])
+        split, sources = len(given[0].classes), {"intensity+distance to the edges": ImageChannels()}
     else:
         graphs = data.tu_graphs(config.data)
         samples, classes, split = graphs, np.array([graph.label for graph in graphs]), None

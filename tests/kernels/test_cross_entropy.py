@@ -1,12 +1,14 @@
 """Chunked cross-entropy against plain logsumexp in float64, its memory, and its behaviour under transformations."""
 
+import functools
+
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.kernels.cross_entropy import cross_entropy
+from jaxlab.kernels.cross_entropy import cross_entropy, summed_cross_entropy
 
 VOCABULARY, WIDTH = 11, 5
 
@@ -42,13 +44,19 @@ def total(head, hidden, targets, weight, **options):
     return jnp.sum(weight * cross_entropy(scores, head, hidden, targets, **options))
 
 
+def summed(head, hidden, targets, weight, **options):
+    return summed_cross_entropy(scores, head, hidden, targets, weight, **options)
+
+
+@pytest.mark.parametrize("total", [total, summed])
 @pytest.mark.parametrize(("rows", "chunk"), [((7,), 3), ((2, 6), 2), ((2, 6), 99)])
-def test_losses_and_both_gradients_equal_numpy_in_float64(double_precision, rows, chunk):
+def test_losses_and_both_gradients_equal_numpy_in_float64(double_precision, total, rows, chunk):
     (head, hidden, weight), targets = draw(rows)
     losses, gradients = plain(head, hidden, targets)
     of_head, of_hidden = gradients(weight)
     both = jax.jit(jax.value_and_grad(total, (0, 1)), static_argnames="chunk")
     value, (found_head, found_hidden) = both(head, hidden, targets, weight, chunk=chunk)
+    assert float(jax.jit(total, static_argnames="chunk")(head, hidden, targets, weight, chunk=chunk)) == value
     assert float(value) == pytest.approx(float((weight * losses).sum()), rel=1e-12)
     np.testing.assert_allclose(found_hidden, of_hidden, rtol=1e-10, atol=1e-13)
     for name, exact in of_head.items():
@@ -58,8 +66,9 @@ def test_losses_and_both_gradients_equal_numpy_in_float64(double_precision, rows
     np.testing.assert_allclose(alone, of_hidden, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("total", [total, summed])
 @pytest.mark.parametrize("count", [0, 4, 7])
-def test_positions_behind_the_count_have_no_loss_and_no_gradient(double_precision, count):
+def test_positions_behind_the_count_have_no_loss_and_no_gradient(double_precision, total, count):
     (head, hidden, weight), targets = draw((7,))
     there = np.arange(7) < count
     losses, gradients = plain(head, hidden, targets)
@@ -72,6 +81,29 @@ def test_positions_behind_the_count_have_no_loss_and_no_gradient(double_precisio
     np.testing.assert_allclose(found[0]["w"], of_head["w"], rtol=1e-10, atol=1e-13)
     np.testing.assert_allclose(found[1], of_hidden, rtol=1e-10, atol=1e-13)
     np.testing.assert_allclose(alone, of_hidden, rtol=1e-10, atol=1e-13)
+
+
+def test_weights_of_a_sum_have_gradients_too(double_precision):
+    (head, hidden, weight), targets = draw((2, 6))
+    losses, _ = plain(head, hidden, targets)
+    found = jax.jit(jax.grad(lambda w: 3 * summed(head, hidden, targets, w, chunk=4)))(weight)
+    np.testing.assert_allclose(found, 3 * losses, rtol=1e-12)
+
+
+def test_gradients_of_a_sum_need_three_products_with_the_head():
+    head, hidden = jnp.ones((64, 32)), jnp.ones((16, 32))
+    targets, weight = jnp.zeros(16, jnp.int32), jnp.ones(16)
+
+    def products(function, **options):
+        def loss(head, hidden):
+            return function(lambda h, x: x @ h.T, head, hidden, targets, **options)
+
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(head, hidden).compile()
+        # Of one chunk: bodies of loops are counted once.
+        return round(program.cost_analysis()["flops"] / (2 * 64 * 32 * 4))
+
+    assert products(functools.partial(summed_cross_entropy, weights=weight), chunk=4) == 3
+    assert products(lambda *args, chunk: cross_entropy(*args, chunk=chunk).sum(), chunk=4) == 4
 
 
 def test_scores_beyond_the_range_of_exp_stay_finite():
@@ -112,23 +144,29 @@ def test_half_precision_is_summed_up_in_float32():
     found = cross_entropy(scores, *half, targets, chunk=1)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, losses, atol=0.05)
-    slope = jax.grad(total)(*half, targets, weight, chunk=1)["w"]
-    assert slope.dtype == jnp.bfloat16
     of_head = gradients(weight)[0]["w"]
-    # 64 additions in bfloat16 would be off by several per cent.
-    assert np.linalg.norm(np.asarray(slope, np.float64) - of_head) < 0.01 * np.linalg.norm(of_head)
+    for function in (total, summed):
+        slope = jax.grad(function)(*half, targets, weight, chunk=1)["w"]
+        assert slope.dtype == jnp.bfloat16
+        # 64 additions in bfloat16 would be off by several per cent.
+        assert np.linalg.norm(np.asarray(slope, np.float64) - of_head) < 0.01 * np.linalg.norm(of_head)
 
 
 @pytest.mark.parametrize("trained", [(0, 1), 1])
-def test_memory_stays_below_half_of_what_full_scores_take(trained):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_memory_stays_below_half_of_what_full_scores_take(trained, at_once):
     time, vocabulary, width = 1024, 4096, 16
     shapes = [(vocabulary, width), (time, width), (time,), (time,)]
     kinds = [jnp.float32, jnp.float32, jnp.int32, jnp.float32]
     head, hidden, targets, weight = (jax.ShapeDtypeStruct(s, k) for s, k in zip(shapes, kinds, strict=True))
 
+    def product(head, rows):
+        return rows @ head.T
+
     def chunked(head, hidden, targets, weight):
-        losses = cross_entropy(lambda h, x: x @ h.T, head, hidden, targets, chunk=128)
-        return jnp.sum(weight * losses)
+        if at_once:
+            return summed_cross_entropy(product, head, hidden, targets, weight, chunk=128)
+        return jnp.sum(weight * cross_entropy(product, head, hidden, targets, chunk=128))
 
     def whole(head, hidden, targets, weight):
         s = hidden @ head.T
@@ -144,8 +182,9 @@ def test_memory_stays_below_half_of_what_full_scores_take(trained):
     assert temporary(chunked) < full / 2
 
 
+@pytest.mark.parametrize("total", [total, summed])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_lowers_everywhere(platform):
+def test_lowers_everywhere(total, platform):
     (head, hidden, weight), targets = draw((2, 6), np.float32)
     function = jax.jit(jax.grad(lambda head, hidden: total(head, hidden, targets, weight, chunk=4), (0, 1)))
     jax.export.export(function, platforms=[platform])(head, hidden)
@@ -164,3 +203,11 @@ def test_bad_input_is_refused(rows, targets, chunk, message):
     (head, _, _), _ = draw((1,), np.float32)
     with pytest.raises(ValueError, match=message):
         cross_entropy(scores, head, jnp.zeros(rows), jnp.zeros(targets, jnp.int32), chunk=chunk)
+    with pytest.raises(ValueError, match=message):
+        summed(head, jnp.zeros(rows), jnp.zeros(targets, jnp.int32), jnp.zeros(targets), chunk=chunk)
+
+
+def test_weights_of_another_shape_are_refused():
+    (head, hidden, _), targets = draw((3,), np.float32)
+    with pytest.raises(ValueError, match=r"weights has shape \(4,\)"):
+        summed(head, hidden, targets, np.ones(4, np.float32), chunk=1)

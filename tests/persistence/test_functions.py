@@ -6,7 +6,9 @@ import networkx as nx
 import numpy as np
 import pytest
 from homology_oracle import hilbert_functions
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import cdist
+from sklearn.datasets import load_digits
 
 from jaxlab.errors import InputError
 from jaxlab.persistence import (
@@ -16,6 +18,7 @@ from jaxlab.persistence import (
     cubical_complex,
     delaunay_complex,
     distance_to_measure,
+    edge_distance,
     heat_kernel_signature,
     hilbert_planar,
     image_filtration,
@@ -178,3 +181,21 @@ def test_delaunay_triangulation_is_planar_and_contractible():
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_distances_to_edges_are_scipys():
+    digits = (load_digits().images[:40] / 16).astype(np.float32)
+    found = jax.jit(jax.vmap(edge_distance))(digits)
+    for digit, own in zip(digits, found, strict=True):
+        far = distance_transform_edt(np.hypot(*np.gradient(digit)) < 0.25)
+        np.testing.assert_allclose(own, far / far.max(), atol=1e-6)
+    oblong = np.zeros((9, 5), np.float32)
+    assert (edge_distance(oblong) == 1).all()  # no edge is near
+    oblong[:, 2:] = 1
+    np.testing.assert_allclose(edge_distance(oblong), np.tile([0.5, 0, 0, 0.5, 1], (9, 1)))
+    chequered = np.tile(np.float32([0, 1, 2]), (3, 1))
+    assert (edge_distance(chequered) == 0).all()  # all is edge
+    with pytest.raises(InputError, match=r"image has shape \(1, 5\)"):
+        edge_distance(np.zeros((1, 5), np.float32))
+    with pytest.raises(InputError, match="threshold is 0.0"):
+        edge_distance(oblong, threshold=0.0)

@@ -130,6 +130,17 @@ def test_the_smoke_preset_learns(tmp_path):
 
 
 @pytest.mark.slow
+def test_clothes_have_codes_too(tmp_path):
+    config = dataclasses.replace(SMALL, data="fashion-mnist", images=400, epochs=8)
+    loaded = persistence_autoencoder.load_dataset(config)
+    assert loaded.images.shape == (400, 784) and len(np.unique(loaded.classes)) == 10
+    summary = persistence_autoencoder.run(config, out=tmp_path / "run")
+    assert summary["data"] == "fashion-mnist" and summary["plain_mse"] < loaded.images.var()
+    with pytest.raises(InputError, match="fashion-mnist has 10000"):
+        persistence_autoencoder.load_dataset(dataclasses.replace(config, images=20_000))
+
+
+@pytest.mark.slow
 def test_cycles_are_taken_too_and_need_room(finished, tmp_path):
     config = dataclasses.replace(SMALL, weights=(5.0,), degrees=(0, 1), lines=20)
     summary = persistence_autoencoder.run(config, out=tmp_path / "run")
@@ -149,6 +160,7 @@ def test_wrong_options_are_named(tmp_path):
     for options, message in (
         ({"weights": ()}, "name at least one, all > 0"),
         ({"weights": (0.0,)}, "name at least one, all > 0"),
+        ({"data": "mnist"}, "data is 'mnist'; it must be 'digits' or 'fashion-mnist'"),
         ({"slices": 1}, "slices is 1; it must be at least 2"),
         ({"degrees": (2,)}, "degrees is (2,); it must be 0, 1, or 0 and 1"),
         ({"seeds": 1}, "seeds is 1; it must be at least 2"),
@@ -159,7 +171,7 @@ def test_wrong_options_are_named(tmp_path):
             dataclasses.replace(SMALL, **options)
         assert message in str(caught.value)
     for options, message in (
-        ({"images": 2000}, "there are 1797 digits"),
+        ({"images": 2000}, "digits has 1797"),
         ({"batch": 100}, "there are 90 training images"),
     ):
         with pytest.raises(InputError, match=message):

@@ -83,8 +83,9 @@ def test_time_series_and_images_are_classified(tmp_path):
     summary = signed_barcodes.run(series, out=tmp_path / "series")
     assert summary["samples"] == 1096 and summary["folds"] == 1
     assert summary["accuracy"] > 0.65
-    images = dataclasses.replace(SMALL, data="digits", samples=300, bandwidths=(0.2,))
-    assert signed_barcodes.run(images, out=tmp_path / "images")["accuracy"] > 0.5  # of ten classes
+    for name in ("digits", "fashion-mnist"):
+        images = dataclasses.replace(SMALL, data=name, samples=300, bandwidths=(0.2,))
+        assert signed_barcodes.run(images, out=tmp_path / name)["accuracy"] > 0.5  # of ten classes
 
 
 def test_wrong_options_are_named(tmp_path):
