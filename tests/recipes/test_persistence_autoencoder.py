@@ -131,7 +131,7 @@ def test_the_smoke_preset_learns(tmp_path):
 
 @pytest.mark.slow
 def test_clothes_have_codes_too(tmp_path):
-    config = dataclasses.replace(SMALL, data="fashion-mnist", images=400, epochs=8)
+    config = dataclasses.replace(SMALL, data="fashion-mnist", images=400, widths=(32,), rate=0.003)
     loaded = persistence_autoencoder.load_dataset(config)
     assert loaded.images.shape == (400, 784) and len(np.unique(loaded.classes)) == 10
     summary = persistence_autoencoder.run(config, out=tmp_path / "run")
