@@ -1,6 +1,6 @@
 """`jaxlab.sweeps` beside what one would write by hand: at most 5 % slower, with its chunks kept and its table written.
 
-QAOA of four layers on the Florentine families' graph, a grid of learning rates and seeds, and ALP-GMM on the hypercube.
+QAOA of four layers on Petersen's graph, a grid of learning rates and seeds, and ALP-GMM on the hypercube.
 By hand: one jitted function of all runs, called once; with QAOA `vmap` over all runs, and `lax.map` over blocks of as
 many as the sweep takes; with ALP-GMM `lax.map`. "whole" is a whole sweep, from options to CSV, parquet and figures,
 less the seconds that its compilation takes; "calls" its compiled program alone, chunk by chunk. All on one device, in
@@ -40,8 +40,9 @@ def run(quick: bool) -> list[dict[str, Any]]:
     """Rows of both systems."""
     rates = {"rate": (0.01, 0.02, 0.05, 0.1)}
     ratios = {"random_task_ratio": (0.1, 0.2)}
+    circuits = qaoa.Config(graph="petersen", starts=1, steps=20 if quick else 100)
     cases = [
-        _Case(qaoa, qaoa.Config(steps=20 if quick else 150), rates, 8 if quick else 64, 1e-6),
+        _Case(qaoa, circuits, rates, 8 if quick else 16, 1e-6),
         _Case(alp_gmm, alp_gmm.Config(episodes=1000 if quick else 10_000), ratios, 8 if quick else 32, 0.0),
     ]
     return [row for case in cases for row in _rows(case, quick)]
