@@ -1,8 +1,8 @@
 """`jaxlab.sweeps` beside what one would write by hand: at most 5 % slower, with its chunks kept and its table written.
 
 QAOA of four layers on Petersen's graph, a grid of learning rates and seeds, and ALP-GMM on the hypercube.
-By hand: one jitted function of all runs, called once; with QAOA `vmap` over all runs, and `lax.map` over blocks of as
-many as the sweep takes; with ALP-GMM `lax.map`. "whole" is a whole sweep, from options to CSV, parquet and figures,
+By hand: one jitted function of all runs, called once: `lax.map` over blocks of as many runs as the sweep takes side by
+side and, where these are several, `vmap` over all runs. "whole" is a whole sweep, from options to CSV, parquet and figures,
 less the seconds that its compilation takes; "calls" its compiled program alone, chunk by chunk. All on one device, in
 turns, results equal.
 """

@@ -91,16 +91,7 @@ def hidden_loss(
 ) -> Float[Array, ""]:
     """`-hidden_logprobs(...).sum()`, for training: with gradients it takes three products with the head, not four.
 
-    Args:
-        params: the model, of which only the head (where tied: the embedding) is read.
-        cfg: static.
-        hidden: what `forward` returns.
-        targets: the token that follows upon each position.
-        mask: which positions count; see `token_logprobs`.
-        chunk: see `token_logprobs`.
-
-    Raises:
-        InputError: see `hidden_logprobs`.
+    Arguments and errors are those of `hidden_logprobs`.
     """
     scores, head = _scores_and_head(params, cfg, hidden, targets, mask, chunk)
     weights = jnp.ones(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32))
