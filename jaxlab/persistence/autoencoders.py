@@ -129,7 +129,7 @@ def codensity_rips_cycle_distance(
     *,
     lines: int,
     slices: int,
-    max_cols: int = 64,
+    max_cols: int | None = None,
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
     """The same in degree 1, on a grid: gradients reach the pairs of points whose distances are its lines.
 

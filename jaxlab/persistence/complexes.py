@@ -26,13 +26,15 @@ class Complex:
 
     `faces[0]` has shape (vertices, 0). Where a mask is false the cell is padding. Build it with `simplicial_complex`,
     `cubical_complex` or `cell_complex`, which find out `no_two_cycles`: that H_2 vanishes for every subcomplex, and
-    with it everything above. The kind and this flag are static under jit.
+    with it everything above. `box` are the vertices along each axis of a whole box of cubes, which has faster programs.
+    The kind, this flag and the box are static under jit.
     """
 
     faces: tuple[Int[Array, "cells faces"], ...]
     masks: tuple[Bool[Array, " cells"], ...]
     kind: Kind = "cells"
     no_two_cycles: bool = False
+    box: tuple[int, ...] | None = None
 
     @property
     def dimension(self) -> int:
@@ -45,7 +47,7 @@ class Complex:
         return tuple(faces.shape[-2] for faces in self.faces)
 
 
-jax.tree_util.register_dataclass(Complex, ["faces", "masks"], ["kind", "no_two_cycles"])
+jax.tree_util.register_dataclass(Complex, ["faces", "masks"], ["kind", "no_two_cycles", "box"])
 
 
 def simplicial_complex(vertices: int, *simplices: Int[np.ndarray, "cells corners"]) -> Complex:
@@ -119,7 +121,7 @@ def cubical_complex(shape: Sequence[int]) -> Complex:
             count += position.shape[1]
             rows.append(np.stack(columns, 1) if along else np.zeros((position.shape[1], 0)))
         faces.append(np.concatenate(rows).astype(np.int32))
-    return _complex(faces, "cubical", no_two_cycles=sum(size > 1 for size in shape) <= 2)
+    return _complex(faces, "cubical", no_two_cycles=sum(size > 1 for size in shape) <= 2, box=shape)
 
 
 def cell_complex(faces: Sequence[Int[np.ndarray, "cells faces"]]) -> Complex:
@@ -150,7 +152,13 @@ def cell_complex(faces: Sequence[Int[np.ndarray, "cells faces"]]) -> Complex:
     return _complex(arrays, "cells")
 
 
-def _complex(faces: Sequence[np.ndarray], kind: Kind, *, no_two_cycles: bool | None = None) -> Complex:
+def _complex(
+    faces: Sequence[np.ndarray],
+    kind: Kind,
+    *,
+    no_two_cycles: bool | None = None,
+    box: tuple[int, ...] | None = None,
+) -> Complex:
     faces = list(faces)
     while len(faces) > 1 and not len(faces[-1]):
         faces.pop()
@@ -159,7 +167,7 @@ def _complex(faces: Sequence[np.ndarray], kind: Kind, *, no_two_cycles: bool | N
     arrays = tuple(jnp.asarray(array, jnp.int32) for array in faces)
     # NumPy's ones: jnp's would compile a program for every size that occurs.
     masks = tuple(jnp.asarray(np.ones(len(array), bool)) for array in faces)
-    return Complex(arrays, masks, kind, no_two_cycles)
+    return Complex(arrays, masks, kind, no_two_cycles, box)
 
 
 def pad_complex(complex: Complex, sizes: Sequence[int]) -> Complex:
@@ -180,7 +188,8 @@ def pad_complex(complex: Complex, sizes: Sequence[int]) -> Complex:
         mask = np.asarray(complex.masks[dimension]) if there else np.zeros(0, bool)
         faces.append(jnp.asarray(np.pad(own, ((0, size - len(own)), (0, 0)), constant_values=-1)))
         masks.append(jnp.asarray(np.pad(mask, (0, size - len(mask)))))
-    return Complex(tuple(faces), tuple(masks), complex.kind, complex.no_two_cycles)
+    box = complex.box if wanted == complex.sizes else None
+    return Complex(tuple(faces), tuple(masks), complex.kind, complex.no_two_cycles, box)
 
 
 def stack_complexes(complexes: Sequence[Complex], *, sizes: Sequence[int] = ()) -> Complex:
@@ -199,5 +208,7 @@ def stack_complexes(complexes: Sequence[Complex], *, sizes: Sequence[int] = ()) 
     largest = [max(s) for s in itertools.zip_longest(*(one.sizes for one in complexes), sizes, fillvalue=0)]
     padded = [pad_complex(one, largest) for one in complexes]
     none = all(one.no_two_cycles for one in complexes)
-    alike = [Complex(one.faces, one.masks, one.kind, none) for one in padded]
+    boxes = {one.box for one in padded}
+    box = boxes.pop() if len(boxes) == 1 else None
+    alike = [Complex(one.faces, one.masks, one.kind, none, box) for one in padded]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *alike)

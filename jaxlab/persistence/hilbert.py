@@ -7,20 +7,22 @@ Reference: arXiv:2306.03801, section 2; arXiv:2406.07224, for the gradient.
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from jaxlab.errors import InputError
-from jaxlab.kernels.spanning_forest import spanning_forest
+from jaxlab.kernels.spanning_forest import box_forest_weights, fits_box, spanning_forest
 from jaxlab.kernels.z2_reduction import lowest_ones, pack_columns
 from jaxlab.persistence.euler import euler_measure
 from jaxlab.persistence.filtrations import Filtration, require_filtration
 from jaxlab.persistence.grids import Grid, require_grid
 from jaxlab.persistence.measures import DenseMeasure, integrate, mobius
-from jaxlab.persistence.slices import Sliced, entered, over_slices, present, slices_of
+from jaxlab.persistence.slices import Sliced, count_ranks, entered, over_slices, present, slices_of
 
 Backend = Literal["auto", "forest", "planar", "generic", "callback"]
 MOST_COLUMNS = 4096
@@ -87,6 +89,8 @@ def _h0(filtration: Filtration, grid: Grid) -> Int[Array, "*lines"]:
         return over_slices(sliced, lambda x: entered(sliced, 0, present(sliced, 0, x)), work=1)
     if complex.faces[1].shape[1] > 2:
         return _generic(filtration, grid, degree=0)
+    if complex.box is not None and fits_box(complex.box, never=sliced.lines):
+        return _h0_of_box(sliced, complex.box)
     # Sorted once along the running parameter; a slice only leaves edges out.
     order = jnp.argsort(sliced.running[1], stable=True)
     # A relation that kills one generator is an edge to the ground, one vertex more that is never counted.
@@ -104,6 +108,19 @@ def _h0(filtration: Filtration, grid: Grid) -> Int[Array, "*lines"]:
         return entered(lanes, 0, present(lanes, 0, point)) - joined
 
     return over_slices(lanes, components, work=ground + len(order))
+
+
+def _h0_of_box(sliced: Sliced, box: tuple[int, ...]) -> Int[Array, "*lines"]:
+    extents = [tuple(size - (other == axis) for other, size in enumerate(box)) for axis in range(len(box))]
+    ends = np.cumsum([math.prod(extent) for extent in extents])[:-1]
+
+    def components(point: Array) -> Array:
+        weights = jnp.where(present(sliced, 1, point), sliced.running[1], sliced.lines)
+        along = [own.reshape(extent) for own, extent in zip(jnp.split(weights, ends), extents, strict=True)]
+        joined = count_ranks(box_forest_weights(along, never=sliced.lines), sliced.lines)
+        return entered(sliced, 0, present(sliced, 0, point)) - joined
+
+    return over_slices(sliced, components, work=len(sliced.running[1]))
 
 
 def hilbert_planar(filtration: Filtration, grid: Grid) -> tuple[Int[Array, "*lines"], Int[Array, "*lines"]]:

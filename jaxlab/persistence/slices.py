@@ -62,7 +62,14 @@ def present(sliced: Sliced, dimension: int, point: Int[Array, " q"]) -> Bool[Arr
 
 def entered(sliced: Sliced, dimension: int, which: Bool[Array, " cells"]) -> Int[Array, " lines"]:
     """How many of these cells have entered, at each line of the running parameter."""
-    born = jnp.zeros(sliced.lines, jnp.int32).at[sliced.running[dimension]].add(which, mode="drop")
+    return count_ranks(sliced.running[dimension], sliced.lines, which)
+
+
+def count_ranks(
+    ranks: Int[Array, " cells"], lines: int, which: Bool[Array, " cells"] | int = 1
+) -> Int[Array, " lines"]:
+    """How many of these ranks lie at or below each line; those from `lines` on are never counted."""
+    born = jnp.zeros(lines, jnp.int32).at[ranks].add(which, mode="drop")
     return jnp.cumsum(born, dtype=jnp.int32)
 
 

@@ -9,7 +9,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components as scipy_components
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from jaxlab.kernels.spanning_forest import complete_forest_weights, connected_components, spanning_forest
+from jaxlab.kernels.spanning_forest import (
+    box_forest_weights,
+    complete_forest_weights,
+    connected_components,
+    spanning_forest,
+)
 
 
 def kruskal(edges, present, vertices):
@@ -50,6 +55,30 @@ def test_components_are_scipys():
     )
     assert np.array_equal(found[:, None] == found, expected[:, None] == expected)
     assert (found[found] == found).all()
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (1, 4), (3, 4, 5)])
+def test_forest_of_a_box_has_the_weights_of_kruskals(shape):
+    """In four lanes: two weights, many, some edges missing, all equal."""
+    rng, never = np.random.default_rng(len(shape)), 12
+    box = np.arange(np.prod(shape)).reshape(shape)
+    ends, weights = [], []
+    for axis, size in enumerate(shape):
+        first, second = (np.take(box, range(k, size - 1 + k), axis) for k in (0, 1))
+        ends.append(np.stack([first.ravel(), second.ravel()], 1))
+        most = np.array([2, never, never + 1, 1]).reshape(-1, *(1,) * len(shape))
+        weights.append(rng.integers(0, most, (4, *first.shape)).astype(np.int32))
+    found = jax.jit(jax.vmap(lambda *w: box_forest_weights(w, never=never)))(*weights)
+    for lane in range(4):
+        own = np.concatenate([w[lane].ravel() for w in weights])
+        order = np.argsort(own, kind="stable")
+        chosen = kruskal(np.concatenate(ends)[order], own[order] < never, box.size)
+        assert sorted(w for w in found[lane].tolist() if w < never) == own[order][chosen].tolist()
+
+
+def test_a_box_without_room_is_refused():
+    with pytest.raises(ValueError, match="2\\^31"):
+        box_forest_weights([jnp.zeros((99, 1), jnp.int32), jnp.zeros((100, 0), jnp.int32)], never=2**25)
 
 
 def test_no_edges_no_forest():
