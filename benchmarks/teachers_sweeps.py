@@ -1,18 +1,22 @@
 """The paper's three sweeps over the hypercube by `jaxlab sweep`: dimensions 2 to 6, 10 or 20 cells, 0 to 4 distractors.
 
 ALP-GMM, Covar-GMM, RIAC and tasks at random, 1,000 students each of 20,000 episodes in every setting: median and
-quartiles of mastered cells over the episodes, `results/teachers_sweeps.png`. This takes hours on two cores; sweeps are
-kept in the cache directory, and a run that was stopped goes on. Reference: arXiv:1910.07224, section 4.
+quartiles of mastered cells over the episodes, `results/teachers_sweeps.png`. This takes hours on two cores: the curves
+of each finished sweep are kept in `results/teachers_sweeps_runs` (delete it when the code changes), and a sweep that
+was stopped goes on in the cache directory. Reference: arXiv:1910.07224, section 4.
 """
 
+import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.teachers_toy import Swept, run_sweep
+from benchmarks.teachers_toy import run_sweep
 from jaxlab.files import atomic_file, cache_dir
 
+_QUARTILES = ("lower_quartile", "median", "upper_quartile")
 _TEACHERS = ("alp-gmm", "covar-gmm", "riac", "random")
 
 
@@ -34,39 +38,45 @@ _SETTINGS = (
 def run(quick: bool) -> list[dict[str, Any]]:
     """A row a setting and teacher."""
     episodes, seeds = (2000, 8) if quick else (20_000, 1000)
-    found: dict[tuple[str, ...], Swept] = {}
-    rows = []
+    found = {}
     for setting in _SETTINGS[:1] + _SETTINGS[-1:] if quick else _SETTINGS:
         for teacher in _TEACHERS[::3] if quick else _TEACHERS:
-            key = (teacher, *setting.options)
-            if key not in found:
-                name = "-".join((teacher, *setting.options[1::2], str(episodes), str(seeds)))
-                out = None if quick else cache_dir("benchmarks", "teachers_sweeps") / name
-                found[key] = run_sweep(teacher, episodes, seeds, *setting.options, out=out)
-            last = found[key].curves[:, -1]
-            rows.append(
-                {
-                    "sweep": setting.sweep,
-                    "setting": setting.label,
-                    "teacher": teacher,
-                    "seeds": seeds,
-                    **{
-                        f"mastered_{what}": round(float(np.quantile(last, share)), 2)
-                        for what, share in (
-                            ("lower_quartile", 0.25),
-                            ("median", 0.5),
-                            ("upper_quartile", 0.75),
-                        )
-                    },
-                    "mastered_mean": round(float(last.mean()), 2),
-                }
-            )
+            found[setting, teacher] = _curves(setting, teacher, episodes, seeds, quick)
     if not quick:
         _figure(found)
-    return rows
+    return [
+        {
+            "sweep": setting.sweep,
+            "setting": setting.label,
+            "teacher": teacher,
+            "seeds": seeds,
+            **{f"mastered_{name}": round(curve[-1], 2) for name, curve in own.items() if name != "episodes"},
+        }
+        for (setting, teacher), own in found.items()
+    ]
 
 
-def _figure(found: dict[tuple[str, ...], Swept]) -> None:
+def _curves(
+    setting: _Setting, teacher: str, episodes: int, seeds: int, quick: bool
+) -> dict[str, list[float]]:
+    """Quartiles and mean of mastered cells, in percent, at these episodes."""
+    name = "-".join((teacher, *setting.options[1::2], str(episodes), str(seeds)))
+    file = harness.RESULTS / "teachers_sweeps_runs" / f"{name}.json"
+    if not quick and file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    out = None if quick else cache_dir("benchmarks", "teachers_sweeps") / name
+    swept = run_sweep(teacher, episodes, seeds, *setting.options, out=out)
+    quartiles = np.quantile(swept.curves, [0.25, 0.5, 0.75], axis=0)
+    curves = dict(zip(_QUARTILES, quartiles, strict=True)) | {"mean": swept.curves.mean(0)}
+    found = {which: np.round(curve, 3).tolist() for which, curve in curves.items()}
+    found["episodes"] = swept.episodes.tolist()
+    if not quick:
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def _figure(found: Mapping[tuple[_Setting, str], Mapping[str, list[float]]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,10 +92,12 @@ def _figure(found: dict[tuple[str, ...], Swept]) -> None:
             axis.set_visible(False)
         for axis, setting in zip(axes[row], own, strict=False):
             for teacher in _TEACHERS:
-                swept = found[(teacher, *setting.options)]
-                low, middle, high = np.quantile(swept.curves, [0.25, 0.5, 0.75], axis=0)
-                (line,) = axis.plot(swept.episodes, middle, label=teacher)
-                axis.fill_between(swept.episodes, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+                own_curves = found[setting, teacher]
+                low, middle, high = (own_curves[name] for name in _QUARTILES)
+                (line,) = axis.plot(own_curves["episodes"], middle, label=teacher)
+                axis.fill_between(
+                    own_curves["episodes"], low, high, color=line.get_color(), alpha=0.2, linewidth=0
+                )
             axis.set(title=setting.label, xlabel="episodes", ylim=(0, 100))
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("mastered cells, %")
