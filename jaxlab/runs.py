@@ -3,6 +3,9 @@
 A run folder holds `config.json`, `metrics.jsonl` (a line a step), `summary.json` (the final figures; there
 only once the run has finished), `figures/`, the run's artefacts and, while it is unfinished, `checkpoints/`.
 Each file is whole or absent at every moment, so that a run killed at any point goes on with `resume=True`.
+
+Processes that `jaxlab.parallel.initialize` joined share one folder, which all of them must see: each opens it, process
+0 writes it, and checkpoints are written by all.
 """
 
 import contextlib
@@ -90,6 +93,35 @@ class RunFolder:
             False; or another process is writing to it.
         """
         self.system = system or type(config).__module__.rpartition(".")[2].replace("_", "-")
+        self._first, self._alone = _first_and_alone()
+        self._lock: int | None = None
+        self._manager: orbax.checkpoint.CheckpointManager | None = None
+        opened = self._opened(out, config, resume)
+        self.path, self.resumed = Path(opened["path"]), opened["resumed"]
+        self.summary = read_json(self.path / "summary.json")
+        self._rows = read_metrics(self.path)  # what processes that do not write have seen
+        rows = self._rows
+        self._seconds_before = float(rows[-1].get("seconds", 0.0)) if rows else 0.0
+        self._started = time.monotonic()
+
+    def _opened(self, out: str | os.PathLike[str] | None, config: Any, resume: bool) -> dict[str, Any]:
+        """Path of the folder, and whether it was there; of several processes the first one opens it for all."""
+        if self._alone:
+            return self._open(out, config, resume)
+        from jaxlab.parallel.hosts import from_first
+
+        opened: dict[str, Any] = {}
+        if self._first:
+            try:
+                opened = self._open(out, config, resume)
+            except (InputError, ResourceError) as error:
+                opened = {"error": str(error), "kind": type(error).__name__}
+        opened = from_first(opened)
+        if "error" in opened:
+            raise (InputError if opened["kind"] == "InputError" else ResourceError)(opened["error"])
+        return opened
+
+    def _open(self, out: str | os.PathLike[str] | None, config: Any, resume: bool) -> dict[str, Any]:
         if out is None:
             out = latest_unfinished(self.system, config) if resume else default_out(self.system)
         self.path = Path(out)
@@ -105,7 +137,6 @@ class RunFolder:
             )
         else:
             _check_same_run(self.path, recorded, self.system, config)
-        self.resumed = recorded is not None
         try:
             (self.path / "figures").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,12 +145,8 @@ class RunFolder:
         if recorded is None:
             record = {"system": self.system, "jaxlab": jaxlab.__version__, "config": config_as_json(config)}
             _write_json(self.path / "config.json", record)
-        self.summary = read_json(self.path / "summary.json")
         _drop_torn_line(self.path / "metrics.jsonl")
-        rows = self.metrics()
-        self._seconds_before = float(rows[-1].get("seconds", 0.0)) if rows else 0.0
-        self._started = time.monotonic()
-        self._manager: orbax.checkpoint.CheckpointManager | None = None
+        return {"path": os.fspath(self.path), "resumed": recorded is not None}
 
     def __enter__(self) -> Self:
         return self
@@ -131,6 +158,8 @@ class RunFolder:
 
     def _drop_if_empty(self) -> None:
         """Options that cannot be used leave no folder that would be in the way of the right ones."""
+        if not self._first:
+            return
         found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}
         if found <= {"config.json", "figures", ".lock"}:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -143,6 +172,9 @@ class RunFolder:
     def log(self, **values: Any) -> None:
         """Appends one line to `metrics.jsonl`: `values` (numbers, strings, arrays) and `seconds`."""
         line = json.dumps(_as_json({**values, "seconds": round(self.seconds, 3)}), allow_nan=False) + "\n"
+        if not self._first:
+            self._rows.append(json.loads(line))
+            return
         try:
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(line)
@@ -153,11 +185,13 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines logged so far."""
-        return read_metrics(self.path)
+        return read_metrics(self.path) if self._first else list(self._rows)
 
     def save_figure(self, name: str, figure: "Figure", *, dpi: int = 150) -> Path:
         """Writes a matplotlib figure to `figures/NAME.png` and returns its path."""
         path = self.path / "figures" / f"{name.removesuffix('.png')}.png"
+        if not self._first:
+            return path
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")
         return path
@@ -176,7 +210,10 @@ class RunFolder:
         return self.path / path
 
     def checkpoint(self, step: int, tree: Any) -> None:
-        """Saves a pytree of arrays and numbers; once whole, it replaces the checkpoint of an earlier step."""
+        """Saves a pytree of arrays and numbers; once whole, it replaces the checkpoint of an earlier step.
+
+        Of several processes all must call it; each writes its own part of arrays that lie on the devices of all.
+        """
         import orbax.checkpoint as ocp
 
         self._checkpoints().save(step, args=ocp.args.StandardSave(tree), force=True)
@@ -193,7 +230,8 @@ class RunFolder:
         """
         import orbax.checkpoint as ocp
 
-        step = self._checkpoints().latest_step() if (self.path / "checkpoints").exists() else None
+        there = not self._alone or (self.path / "checkpoints").exists()
+        step = self._checkpoints().latest_step() if there else None
         self._drop_metrics_after(step)
         if step is None:
             return None
@@ -203,7 +241,10 @@ class RunFolder:
         """Saves the leaves of any pytree of arrays, such as an optimizer's state; see `restore_leaves`."""
         import jax
 
-        self.checkpoint(step, {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))})
+        leaves = enumerate(jax.tree.leaves(tree))
+        self.checkpoint(
+            step, {f"{i:04d}": leaf if _is_spread(leaf) else np.asarray(leaf) for i, leaf in leaves}
+        )
 
     def restore_leaves(self, like: Any) -> Restored | None:
         """Reads what `checkpoint_leaves` saved, and drops the metrics logged after it.
@@ -212,12 +253,15 @@ class RunFolder:
           like: a tree of the same structure, shapes and dtypes.
 
         Returns:
-          The step and the tree, its leaves NumPy arrays; None if nothing was saved.
+          The step and the tree, its leaves NumPy arrays, or where other processes hold a part of them those of `like`;
+          None if nothing was saved.
         """
         import jax
 
         leaves, structure = jax.tree.flatten(like)
-        restored = self.restore(like={f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
+        restored = self.restore(
+            like={f"{i:04d}": leaf if _is_spread(leaf) else np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        )
         if restored is None:
             return None
         found = [restored.tree[f"{i:04d}"] for i in range(len(leaves))]
@@ -236,9 +280,15 @@ class RunFolder:
         if nested:
             raise TypeError(f"summary must be flat, but {', '.join(nested)} hold mappings")
         self.summary = _as_json({**summary, "seconds": summary.get("seconds", round(self.seconds, 2))})
-        _write_json(self.path / "summary.json", self.summary)
+        if self._first:
+            _write_json(self.path / "summary.json", self.summary)
         self.close()
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        if not self._alone:
+            from jaxlab.parallel.hosts import from_first
+
+            self.summary = from_first(self.summary)
+        if self._first:
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         assert self.summary is not None
         return self.summary
 
@@ -262,9 +312,23 @@ class RunFolder:
     def _drop_metrics_after(self, step: int | None) -> None:
         rows = self.metrics()
         kept = [] if step is None else [row for row in rows if row.get("step", step) <= step]
-        if len(kept) < len(rows):
+        self._rows = kept
+        if self._first and len(kept) < len(rows):
             with atomic_file(self.path / "metrics.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def _first_and_alone() -> tuple[bool, bool]:
+    """Whether this is process 0, and whether it is the only one."""
+    from jaxlab.parallel.hosts import joined
+
+    process, processes = joined()
+    return process == 0, processes == 1
+
+
+def _is_spread(leaf: Any) -> bool:
+    """Whether other processes hold a part of an array."""
+    return not (getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated)
 
 
 def default_out(system: str, root: str | os.PathLike[str] = "runs") -> Path:

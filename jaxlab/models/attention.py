@@ -2,7 +2,7 @@
 
 Without a cache the queries are cut into chunks, and under causality a chunk meets only the keys up to its own end:
 most of the score matrix above the diagonal is never computed, and [T, T] scores never exist as a whole. Half-precision
-queries on NVIDIA's GPUs go to cuDNN's flash attention.
+queries on NVIDIA's GPUs go to cuDNN's flash attention, and on a TPU to splash attention.
 """
 
 from typing import Literal
@@ -10,6 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from jaxlab.models.attention_tpu import attend_splash
 
 QUERY_CHUNK = 128  # at least this many queries in a chunk ...
 MAX_CHUNKS = 8  # ... and at most this many chunks in a program
@@ -31,6 +33,9 @@ def attend(
     causal: bool = True,
 ) -> Float[Array, "B T heads dim"]:
     """Attention output of every query over the keys at or before it, or over all keys.
+
+    Without a cache or biases of scores, half precision goes to cuDNN on GPUs (`attend_fused`), and bfloat16 on a TPU by
+    itself, where windows are static, to `attend_splash`. All else is XLA's.
 
     Args:
         q: queries; heads is a multiple of kv_heads, and head h uses key head h * kv_heads // heads.
@@ -57,6 +62,9 @@ def attend(
             key_segment_ids=key_segment_ids,
             causal=causal,
         )
+    itself = first_slot is None and score_bias is None and key_segment_ids is None and k.shape[1] == time
+    if itself and q.dtype == jnp.bfloat16 and not isinstance(window, jax.Array) and _on_one_tpu():
+        return attend_splash(q, k, v, scale=scale, window=window, segment_ids=segment_ids, causal=causal)
     kv_heads = k.shape[2]
     q = (q * scale).reshape(batch, time, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -101,6 +109,11 @@ def attend(
             )
         out = jnp.concatenate(chunks, axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
+
+
+def _on_one_tpu() -> bool:
+    """Whether a program may hold kernels for TPUs that nobody has shared out over devices."""
+    return jax.default_backend() == "tpu" and jax.device_count() == 1
 
 
 def attend_fused(

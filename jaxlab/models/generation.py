@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlab.errors import InputError
-from jaxlab.models.cache import Cache, init_cache
+from jaxlab.models.cache import Cache, VectorCode, init_cache
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.linear import dense
 from jaxlab.models.transformer import Params, forward, logits
@@ -67,6 +67,8 @@ def generate(
     min_p: float = 0.0,
     stop_ids: tuple[int, ...] = (),
     logprobs: bool = False,
+    cache_code: VectorCode | None = None,
+    key_offset: Float[Array, "layers kv_heads head_dim"] | None = None,
 ) -> Generation:
     """Continue every prompt by up to `max_new` tokens.
 
@@ -86,10 +88,13 @@ def generate(
         min_p: keep tokens at least min_p times as probable as the likeliest, in [0, 1].
         stop_ids: tokens that end a row (`cfg.eos_ids` for the model's own); none by default.
         logprobs: return the log-probabilities of the new tokens too.
+        cache_code: static; keep keys and values of all tokens in this code (`jaxlab.quantization.CacheCode`): a
+            fraction of the memory, for the time to decode them at every token. None keeps them as they are.
+        key_offset: with a code, see `init_cache`.
 
     Raises:
-        InputError: an option out of range, prompts of a wrong shape, or prompt and new tokens together longer
-            than cfg.max_positions.
+        InputError: an option out of range, prompts of a wrong shape, a code that does not fit the heads, or prompt
+            and new tokens together longer than cfg.max_positions.
     """
     check_params(params, cfg)
     check_causal(cfg, "generate")
@@ -116,10 +121,15 @@ def generate(
         choice=choice,
         stop_ids=tuple(int(token) for token in stop_ids),
         with_logprobs=logprobs,
+        cache_code=cache_code,
+        key_offset=key_offset,
     )
 
 
-@partial(jax.jit, static_argnames=("cfg", "max_new", "slots", "choice", "stop_ids", "with_logprobs"))
+@partial(
+    jax.jit,
+    static_argnames=("cfg", "max_new", "slots", "choice", "stop_ids", "with_logprobs", "cache_code"),
+)
 def _generate(
     params: Params,
     cfg: ModelConfig,
@@ -133,6 +143,8 @@ def _generate(
     choice: str,
     stop_ids: tuple[int, ...],
     with_logprobs: bool,
+    cache_code: VectorCode | None,
+    key_offset: Array | None,
 ) -> Generation:
     def score(hidden: Array) -> Array:
         return logits(params, cfg, hidden)
@@ -143,7 +155,8 @@ def _generate(
         return hidden[:, 0], cache_after
 
     dtype = jax.eval_shape(dense, params["embed"]).dtype
-    hidden, cache = forward(params, cfg, prompt, cache=init_cache(cfg, prompt.shape[0], slots, dtype=dtype))
+    empty = init_cache(cfg, prompt.shape[0], slots, dtype=dtype, code=cache_code, key_offset=key_offset)
+    hidden, cache = forward(params, cfg, prompt, cache=empty)
     assert cache is not None
     last = jnp.take_along_axis(hidden, (prompt_len - 1)[:, None, None], axis=1)[:, 0]
     return decode_loop(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxlab.errors import InputError
 from jaxlab.models.compact import INDICES, config_from_compact, is_compact, params_from_compact
@@ -21,7 +22,13 @@ from jaxlab.models.gguf_weights import config_from_gguf, params_from_gguf
 from jaxlab.models.hub import snapshot
 from jaxlab.models.huggingface import NOTES, config_from_hf
 from jaxlab.models.packages import PACKAGES, is_available, model_path
-from jaxlab.models.safetensors_weights import open_safetensors, params_from_safetensors, weight_files
+from jaxlab.models.placement import place
+from jaxlab.models.safetensors_weights import (
+    open_safetensors,
+    params_from_safetensors,
+    params_on_mesh,
+    weight_files,
+)
 from jaxlab.models.tokenizers import tokenizer_from_directory, tokenizer_from_gguf
 from jaxlab.models.validation import layer_shapes, top_shapes
 
@@ -46,7 +53,13 @@ _LOADERS: dict[str, Loader] = {}
 _FORMAT_MODULES = {"pvq": "jaxlab.quantization.format"}
 
 
-def load(source: str | os.PathLike[str], *, dtype: Any = jnp.float32, packed: bool = False) -> Model:
+def load(
+    source: str | os.PathLike[str],
+    *,
+    dtype: Any = jnp.float32,
+    packed: bool = False,
+    mesh: Mesh | None = None,
+) -> Model:
     """A pretrained language model.
 
     Args:
@@ -56,20 +69,32 @@ def load(source: str | os.PathLike[str], *, dtype: Any = jnp.float32, packed: bo
       dtype: of the parameters; weights are dequantized to it.
       packed: keep the matrices of a GGUF file as they are stored, in 4 or 8 bits (`PackedMatrix`), where their
         format allows it; decoding then reads far fewer bytes a token.
+      mesh: put the parameters on these devices, of one or more processes, as `jaxlab.parallel.model_rules` says (its
+        axis `model`; all whole without one). Of a Hugging Face directory that is neither quantized nor compact a
+        process reads its own devices' part alone; anything else it reads whole first.
 
     Returns:
       `Model(params, cfg, tokenizer)`.
 
     Raises:
-      InputError: the source is none of these, or cannot be used as it is, or is no GGUF file and to stay packed.
+      InputError: the source is none of these, or cannot be used as it is, is no GGUF file and to stay packed, or the
+        mesh cannot share a matrix out.
       ResourceError: a package or a file cannot be fetched, or has the wrong checksum.
     """
     path = resolve(source)
-    if not path.is_dir():
-        return _load_gguf(path, dtype, packed)
-    if packed:
+    if path.is_dir() and packed:
         raise InputError(f"{path}: packed is True; it must be False but for GGUF files")
-    return _load_directory(path, dtype)
+    if mesh is not None and path.is_dir() and _is_stock(read_json(path / CONFIG)):
+        weight_files(path)
+        cfg, tokenizer = config_and_tokenizer(path)
+        return Model(params_on_mesh(path, cfg, mesh, dtype=dtype), cfg, tokenizer)
+    model = _load_directory(path, dtype) if path.is_dir() else _load_gguf(path, dtype, packed)
+    return model if mesh is None else model._replace(params=place(model.params, model.cfg, mesh))
+
+
+def _is_stock(config: dict[str, Any]) -> bool:
+    """Whether weights are stored as transformers stores them."""
+    return not config.get("quantization_config") and not is_compact(config)
 
 
 def resolve(source: str | os.PathLike[str]) -> Path:

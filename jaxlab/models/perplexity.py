@@ -15,6 +15,7 @@ from jaxlab.errors import InputError
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.logprobs import token_logprobs
 from jaxlab.models.transformer import Params
+from jaxlab.parallel.hosts import to_host
 
 Progress = Callable[[int, int, float], None]
 
@@ -114,7 +115,7 @@ def evaluate(
         batch = np.asarray(windows[start : start + batch_size])
         rows = len(batch)
         batch = np.pad(batch, ((0, batch_size - rows), (0, 0)), mode="edge")
-        scored.append(-np.asarray(token_logprobs(params, cfg, jnp.asarray(batch)))[:rows])
+        scored.append(-to_host(token_logprobs(params, cfg, jnp.asarray(batch)))[:rows])
         if progress is not None:
             done = Evaluation(np.concatenate(scored))
             progress(start + rows, total, done.ppl)

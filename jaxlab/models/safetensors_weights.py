@@ -1,6 +1,7 @@
 """Parameters from the safetensors files of a Hugging Face directory."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxlab.errors import InputError
-from jaxlab.models.assembly import Read, assemble_params
+from jaxlab.models.assembly import Read, ReadPart, assemble_on_mesh, assemble_params
 from jaxlab.models.config import ModelConfig
-from jaxlab.models.tensor_layouts import layout_of, stored_shape, take_leaf, tensor_names
+from jaxlab.models.tensor_layouts import Part, layout_of, stored_shape, take_leaf, take_part, tensor_names
 from jaxlab.models.tensor_layouts import tensor_name as tensor_name  # looked for here by those who read files
 
 INDEX = "model.safetensors.index.json"
@@ -36,6 +38,25 @@ def params_from_safetensors(directory: Path, cfg: ModelConfig, *, dtype: Any = j
         return assemble_params(cfg, read, source=str(directory), dtype=dtype)
 
 
+def params_on_mesh(
+    directory: Path, cfg: ModelConfig, mesh: Mesh, *, dtype: Any = jnp.float32
+) -> dict[str, Any]:
+    """`params_from_safetensors`, each leaf where `model_shardings` says, of which each process reads only its part.
+
+    Args:
+      directory: see `params_from_safetensors`; every process must see it.
+      cfg: the model.
+      mesh: devices of one or more processes.
+      dtype: of the returned arrays.
+
+    Raises:
+      InputError: as `params_from_safetensors`, or a size that the mesh cannot share out.
+    """
+    with stored_tensors(directory) as stored:
+        read = stored.part_reader(cfg, prefix=stored.prefix(cfg))
+        return assemble_on_mesh(cfg, read, mesh, source=str(directory), dtype=dtype)
+
+
 class StoredTensors:
     """The tensors of a directory's safetensors files, read one by one while the files are open."""
 
@@ -50,13 +71,22 @@ class StoredTensors:
         Raises:
           InputError: it is missing, or has another shape.
         """
+        return self.part(tensor, shape, (slice(None),) * len(shape))
+
+    def part(self, tensor: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """Part of a tensor of this shape; no more of the file is read.
+
+        Raises:
+          InputError: it is missing, or has another shape.
+        """
         file = self.file_of(tensor)
-        found = tuple(self._opened[file].get_slice(tensor).get_shape())
+        stored = self._opened[file].get_slice(tensor)
+        found = tuple(stored.get_shape())
         if found != shape:
             raise InputError(
                 f"{file}: tensor {tensor!r} has shape {list(found)}, but config.json asks for {list(shape)}"
             )
-        return self._opened[file].get_tensor(tensor)
+        return stored[index]
 
     def file_of(self, tensor: str) -> Path:
         """The file that holds a tensor.
@@ -73,13 +103,28 @@ class StoredTensors:
         """Reads the leaves of a model by their names here; `prefix` stands before their names there."""
 
         def read(name: str, layer: int | None, out: np.ndarray) -> str:
-            names = tensor_names(cfg, name, layer, prefix=prefix)
-            tensor = next((known for known in names if known in self._file_of), names[0])
+            tensor = self._known(tensor_names(cfg, name, layer, prefix=prefix))
             stored = self.get(tensor, stored_shape(cfg, name, layer, out.shape))
             out[...] = take_leaf(cfg, name, layer, stored)
             return tensor
 
         return read
+
+    def part_reader(self, cfg: ModelConfig, *, prefix: str | None = None) -> ReadPart:
+        """`reader` of parts of leaves."""
+
+        def read(name: str, layer: int | None, shape: tuple[int, ...], part: Part, out: np.ndarray) -> str:
+            tensor = self._known(tensor_names(cfg, name, layer, prefix=prefix))
+            whole = stored_shape(cfg, name, layer, shape)
+            get = functools.partial(self.part, tensor, whole)
+            out[...] = take_part(cfg, name, layer, shape, part, get)
+            return tensor
+
+        return read
+
+    def _known(self, names: list[str]) -> str:
+        """The one of these names that is stored, or the first."""
+        return next((name for name in names if name in self._file_of), names[0])
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self._file_of

@@ -4,7 +4,7 @@ GPT-2 stores matrices as `[in, out]`. GPT-2 and GPT-NeoX keep q, k and v in one 
 by head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from jaxlab.models.config import ModelConfig
 
 Fused = Literal["blocks", "heads"]
+Part = tuple[tuple[int, int], ...]
 _QKV = ("q", "k", "v")
 
 
@@ -187,16 +188,53 @@ def stored_shape(cfg: ModelConfig, name: str, layer: int | None, shape: tuple[in
 
 def take_leaf(cfg: ModelConfig, name: str, layer: int | None, tensor: np.ndarray) -> np.ndarray:
     """The leaf `name` out of the tensor that holds it."""
-    layout, part = layout_of(cfg), _part(name)
+    layout, shape = layout_of(cfg), tensor.shape
+    if layer is not None:
+        shape = shape[::-1] if layout.transposed else shape
+        if layout.fused and _part(name) is not None:
+            shape = (shape[0] // 3, *shape[1:])
+    everything = tuple((0, size) for size in shape)
+    return take_part(cfg, name, layer, shape, everything, tensor.__getitem__)
+
+
+def take_part(
+    cfg: ModelConfig,
+    name: str,
+    layer: int | None,
+    shape: tuple[int, ...],
+    part: Part,
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> np.ndarray:
+    """Part of a leaf, of whose tensor nothing else is read.
+
+    Args:
+      cfg: the model.
+      name: of the leaf.
+      layer: its number, or None.
+      shape: of the whole leaf.
+      part: first entry, and the one after the last, along each axis of the leaf.
+      read: gives a part of the tensor that holds the leaf, in the tensor's own axes.
+    """
+    layout, third = layout_of(cfg), _part(name)
+    (first, last), others = part[0], tuple(slice(*ends) for ends in part[1:])
     if layer is None:
-        return tensor
-    matrix = tensor.T if layout.transposed else tensor
-    if part is None or layout.fused is None:
-        return matrix
-    if layout.fused == "blocks":
-        return np.split(matrix, 3)[part]
-    heads = matrix.reshape(-1, 3, cfg.head_dim, *matrix.shape[1:])
-    return heads[:, part].reshape(-1, *matrix.shape[1:])
+        return read((slice(first, last), *others))
+    ranges = [(first, last)]
+    if third is not None and layout.fused == "blocks":
+        ranges = [(third * shape[0] + first, third * shape[0] + last)]
+    elif third is not None and layout.fused == "heads":
+        dim = cfg.head_dim
+        ranges = []
+        for head in range(first // dim, -(-last // dim)):
+            shift = (
+                2 * head + third
+            ) * dim  # row r of head h is row (3 h + third) dim + r - h dim of the tensor
+            ranges.append((max(first, head * dim) + shift, min(last, (head + 1) * dim) + shift))
+    pieces = [
+        read((*others[::-1], slice(*ends))).T if layout.transposed else read((slice(*ends), *others))
+        for ends in ranges
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def make_tensor(cfg: ModelConfig, name: str, layer: int | None, leaves: Sequence[np.ndarray]) -> np.ndarray:

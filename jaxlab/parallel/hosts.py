@@ -1,12 +1,14 @@
 """Several processes on one or more hosts, joined into one set of devices."""
 
+import json
 import math
 import os
 import socket
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxlab.errors import InputError, ResourceError
 
@@ -80,6 +82,52 @@ def initialize(
         _wait_for(host, int(port), timeout_s)
     _join(timeout_s, coordinator_address=coordinator, num_processes=processes, process_id=process)
     return _hosts()
+
+
+def joined() -> tuple[int, int]:
+    """Number of this process, and how many have joined; starts no backend where `initialize` joined none."""
+    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 calls this with, in every process; all of them must call it.
+
+    Args:
+      value: anything that JSON can hold; that of the other processes is not looked at.
+    """
+    process, processes = joined()
+    if processes == 1:
+        return value
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    text = np.frombuffer(json.dumps(value).encode() if process == 0 else b"", np.uint8)
+    size = int(broadcast_one_to_all(np.int32(text.size)))
+    sent = broadcast_one_to_all(text if process == 0 else np.zeros(size, np.uint8))
+    return json.loads(np.asarray(sent, np.uint8).tobytes())
+
+
+def wait_for_all(what: str) -> None:
+    """Returns once every process has called it with the same words."""
+    if joined()[1] > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(what)
+
+
+def to_host(tree: Any) -> Any:
+    """The same tree with NumPy arrays for arrays; parts that other processes hold are fetched, and all must call it.
+
+    Every process then has all of it in its own memory.
+    """
+
+    def fetch(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(fetch, tree)
 
 
 def _wait_for(host: str, port: int, timeout_s: float) -> None:

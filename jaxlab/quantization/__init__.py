@@ -21,6 +21,7 @@ _EXPORTS = {
     "jaxlab.quantization.format": ("bits_on_disk", "load_quantized", "save_quantized"),
     "jaxlab.quantization.exact_search": ("search_exact",),
     "jaxlab.quantization.run_formats": ("Rotated", "run_format"),
+    "jaxlab.quantization.cache_codes": ("CacheCode", "mean_keys"),
     "jaxlab.quantization.pvq_inputs": ("InputSpec", "quantize_inputs", "with_coded_inputs"),
 }
 __all__, __getattr__, __dir__ = lazy_names(__name__, _EXPORTS)

@@ -141,15 +141,15 @@ def quantize_scalar(
         raise InputError(
             f"the largest weight is {peak}; fp16 scales need finite weights up to {_LARGEST:.0f}"
         )
-    words, scale, minimum = row_map(bind(_scalar_rows, spec=spec))(w, signs, inverse_factor)
+    words, scale, minimum = row_map(bind(scalar_rows, spec=spec))(w, signs, inverse_factor)
     return ScalarTensor(words, scale, minimum if spec.grid == "minmax" else None, signs, spec, w.shape[1])
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def _scalar_rows(
+def scalar_rows(
     w: Array, signs: Array | None, inverse_factor: Array | None, *, spec: ScalarSpec
 ) -> tuple[Array, Array, Array]:
-    """Words, scales and minima, each row by itself."""
+    """Words, scales and minima of finite rows, each by itself; arguments as for `quantize_scalar`."""
     rows, columns = w.shape
     groups = spec.groups(columns)
     if signs is not None:

@@ -34,6 +34,7 @@ from jaxlab.models import (
 )
 from jaxlab.models.config import ModelConfig
 from jaxlab.models.fast_products import fast_head, with_fast_products
+from jaxlab.models.placement import place
 from jaxlab.models.saving import layout_note
 from jaxlab.models.training import (
     ADAPTERS,
@@ -47,7 +48,7 @@ from jaxlab.models.training import (
     partition,
     train_step,
 )
-from jaxlab.parallel import make_mesh, model_rules, parse_mesh, shard
+from jaxlab.parallel import initialize, joined, make_mesh, parse_mesh, to_host, wait_for_all
 from jaxlab.progress import Progress
 from jaxlab.recipes import finetune_report
 from jaxlab.recipes.finetune_report import table
@@ -109,7 +110,8 @@ class Config:
     layout: Literal["auto", "masked", "uniform", "compact"] = "auto"
     """How the model is saved (see surgeon); auto is compact for a model whose layers differ, else masked."""
     mesh: str = ""
-    """Devices to share the work out to, such as data=4,model=2: rows over data, matrices over model. Empty is one."""
+    """Devices to share the work out to, such as data=4,model=2: rows over data, matrices over model. Empty is one.
+    Several processes (see `jaxlab.parallel.initialize`), all started with the same options, share one run folder."""
     seed: int = 0
     """Seed of adapters and of the order of rows."""
 
@@ -205,15 +207,16 @@ def run(
       ResourceError: a package, the network or the disk failed.
     """
     progress = progress or Progress(quiet=True)
+    # Before anything is computed; without a mesh each process works alone.
+    if config.mesh and initialize().process > 0:
+        progress = Progress(quiet=True)
     with RunFolder(out, config, resume, system="finetune") as folder:
         if folder.summary is not None:
             return folder.summary
         mesh = make_mesh(parse_mesh(config.mesh)) if config.mesh else None
         with progress.stage(f"load {config.model}"):
-            model = load(config.model)
+            model = load(config.model, mesh=mesh)
             texts = _texts(config, model)
-        if mesh is not None:
-            model = model._replace(params=_placed(model.params, model.cfg, mesh))
         work = _Work(config, folder, progress, model, texts, mesh)
         trained, count = _train(work)
         after = _perplexities(work, "after", trained)
@@ -262,13 +265,6 @@ def _texts(config: Config, model: Model) -> _Texts:
 
 def _bos(model: Model) -> int | None:
     return model.cfg.bos_id if model.cfg.add_bos else None
-
-
-def _placed(params: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """Over the mesh, by the rules of tensor parallelism where it has an axis for that."""
-    if "model" not in mesh.shape:
-        return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    return shard(params, mesh, model_rules(mesh, num_heads=cfg.num_heads, num_kv_heads=cfg.num_kv_heads))
 
 
 def _train(work: _Work) -> tuple[dict[str, Any], int]:
@@ -322,7 +318,7 @@ def _to_train(work: _Work) -> tuple[dict[str, Any], ModelConfig]:
         params = {**params, "layers": quick, "head": fast_head(params)}
         cfg = dataclasses.replace(cfg, tie_embeddings=False)
     adapted = _with_lora(config, params, cfg)
-    return (adapted if work.mesh is None else _placed(adapted, cfg, work.mesh)), cfg
+    return (adapted if work.mesh is None else place(adapted, cfg, work.mesh)), cfg
 
 
 def _with_lora(config: Config, params: dict[str, Any], cfg: ModelConfig) -> dict[str, Any]:
@@ -403,11 +399,16 @@ def _save(work: _Work, params: dict[str, Any]) -> float:
         layout = "compact" if differ else "masked"
     directory = work.folder.artefact("model")
     with work.progress.stage("save and load again"):
-        save_hf(params, model.cfg, model.tokenizer, directory, layout=layout)
-        again = load(directory)
+        process, processes = joined()
+        whole = params if processes == 1 else to_host(params)
+        if process == 0:
+            save_hf(whole, model.cfg, model.tokenizer, directory, layout=layout)
+        del whole
+        wait_for_all("the model is saved")
+        again = load(directory, mesh=work.mesh)
         tokens = jnp.asarray(work.texts.held_out[:1, :64])
         one, other = (
-            np.asarray(logits(p, cfg, forward(p, cfg, tokens).hidden))
+            to_host(logits(p, cfg, forward(p, cfg, tokens).hidden))
             for p, cfg in ((params, model.cfg), (again.params, again.cfg))
         )
     if layout != "masked":

@@ -1,10 +1,13 @@
 """The ways to compute attention agree with each other and with NumPy in float64."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from jaxlab.models import attention
+from jaxlab.models.attention_tpu import attend_splash
 
 BATCH, TIME, HEADS, KV_HEADS, DIM = 2, 19, 4, 2, 8
 
@@ -91,3 +94,49 @@ def test_half_precision_on_gpus_goes_to_cudnn(monkeypatch):
     single = attention.attend(*tensors(), scale=0.3)
     np.testing.assert_allclose(single, by_hand(*tensors(), scale=0.3), atol=1e-5)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "segments", "segments and window", "both ways"])
+def test_the_kernel_for_tpus_equals_float64_by_hand(name):
+    """Interpreted: 19 queries in a block of 128."""
+    options = {"scale": 0.3, **OPTIONS[name]}
+    found = attend_splash(*tensors(), **options, interpret=True)
+    np.testing.assert_allclose(found, by_hand(*tensors(), **options), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gradients_of_the_kernel_for_tpus_are_those_of_attention_by_xla():
+    def gradients(attend):
+        return jax.grad(lambda q, k, v: (attend(q, k, v, scale=0.3, window=5) ** 2).sum(), (0, 1, 2))(
+            *tensors()
+        )
+
+    found = gradients(functools.partial(attend_splash, interpret=True))
+    for one, other in zip(found, gradients(attention.attend), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "kernels"),
+    [
+        ({}, True),
+        ({"window": 100}, True),
+        ({"causal": False}, True),
+        ({"window": jax.numpy.int32(100)}, False),  # traced: another one a layer
+        ({"first_slot": jax.numpy.zeros(2, int)}, False),
+    ],
+)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_half_precision_on_one_tpu_goes_to_splash_attention(monkeypatch, options, kernels, devices):
+    """What the program for a TPU holds; compiled for one it is not."""
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(attention.jax, "device_count", lambda: devices)
+    shapes = [jax.ShapeDtypeStruct((2, 300, heads, 64), "bfloat16") for heads in (6, 2, 2)]
+
+    def forward_and_back(q, k, v):
+        found, back = jax.vjp(functools.partial(attention.attend, scale=0.3, **options), q, k, v)
+        return found, back(found)
+
+    text = jax.jit(forward_and_back).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+    # Forward, and backward for queries and for keys.
+    assert text.count("tpu_custom_call") == (3 if kernels and devices == 1 else 0)

@@ -27,6 +27,7 @@ from jaxlab.models import (
     logits,
     register_format,
 )
+from jaxlab.models.safetensors_weights import stored_tensors
 
 
 def torch_directory(path, case="llama", **options):
@@ -66,6 +67,25 @@ def test_sharded_checkpoint_is_read_whole(tmp_path):
     model, _ = torch_directory(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert_same_logits(model, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox"])
+def test_parts_of_leaves_are_those_of_the_whole(case, tmp_path):
+    """Any part, also across heads, of what one tensor holds, of three that share one, and of transposed ones."""
+    model, params, cfg = twin(case)
+    model.save_pretrained(tmp_path)
+    draws = np.random.default_rng(0)
+    with stored_tensors(tmp_path) as stored:
+        read = stored.part_reader(cfg, prefix=stored.prefix(cfg))
+        leaves = [(name, None, leaf) for name, leaf in params.items() if name != "layers"]
+        leaves += [(name, 1, leaf[1]) for name, leaf in params["layers"].items()]
+        for name, layer, leaf in leaves:
+            for _ in range(5):
+                part = tuple(tuple(sorted(draws.choice(size + 1, 2, replace=False))) for size in leaf.shape)
+                found = np.empty([last - first for first, last in part], np.float32)
+                read(name, layer, leaf.shape, part, found)
+                expected = leaf[tuple(slice(*ends) for ends in part)]
+                np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

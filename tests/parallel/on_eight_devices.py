@@ -1,17 +1,21 @@
 """What `test_eight_devices.py` runs under pytest in a process with 8 virtual CPU devices."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import numbers_a_device, write_checkpoint
 from fine_tune import random_model, twenty_losses
 from jax.sharding import NamedSharding, PartitionSpec
 from toy_model import toy, toy_tokens
 
 from jaxlab.errors import InputError
-from jaxlab.models import forward, init_lora, logits
+from jaxlab.models import forward, init_lora, load, logits, register_format
 from jaxlab.models.fast_products import with_fast_products
 from jaxlab.models.linear import LINEARS
+from jaxlab.models.safetensors_weights import StoredTensors
 from jaxlab.models.training import ADAPTERS, ALL, summed_loss
 from jaxlab.parallel import initialize, make_mesh, model_rules, parse_mesh, shard, shard_rows, shardings
 from jaxlab.pruning.config import SurgeonConfig
@@ -192,6 +196,59 @@ def test_logits_of_a_sharded_model_agree():
     placed = shard(params, mesh, rules)
     spread = jax.device_put(tokens, jax.sharding.NamedSharding(mesh, PartitionSpec("data")))
     np.testing.assert_allclose(jax.jit(scores)(placed, spread), jax.jit(scores)(params, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_a_model_is_read_in_parts_onto_a_mesh(family, tmp_path, monkeypatch):
+    """From files in bfloat16: every number once, the logits of one device, and half of each matrix a device."""
+    write_checkpoint(tmp_path, family, "bfloat16")
+    read, part_of = [], StoredTensors.part
+
+    def counted(self, *arguments):
+        part = part_of(self, *arguments)
+        read.append(part.nbytes)
+        return part
+
+    monkeypatch.setattr(StoredTensors, "part", counted)
+    alone = load(tmp_path)
+    read.clear()
+    spread = load(tmp_path, mesh=make_mesh({"data": 4, "model": 2}))
+    assert sum(read) == 2 * sum(leaf.size for leaf in jax.tree.leaves(alone.params))
+    assert max(read) < 96 * 32 * 2  # never a whole embedding or MLP matrix
+    for one, other in zip(jax.tree.leaves(alone.params), jax.tree.leaves(spread.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    tokens = np.arange(24, dtype=np.int32).reshape(4, 6)
+    scores = [np.asarray(logits(p, cfg, forward(p, cfg, tokens).hidden)) for p, cfg, _ in (alone, spread)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
+
+    held = [0] * 8
+    for leaf in jax.tree.leaves(spread.params):
+        for piece in leaf.addressable_shards:
+            held[piece.device.id] += piece.data.nbytes
+    assert set(held) == {4 * numbers_a_device(alone.params)}
+
+
+def test_a_model_that_is_read_whole_is_put_on_the_mesh(tmp_path):
+    """One of a format of its own, such as a quantized one."""
+    write_checkpoint(tmp_path, "llama")
+    alone = load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "own"}})
+    )
+    register_format("own", lambda directory, dtype: alone)
+    spread = load(tmp_path, mesh=make_mesh({"data": 4, "model": 2}))
+    assert spread.params["layers"]["q"].sharding.spec == PartitionSpec(None, "model", None)
+    assert spread.params["layers"]["q"].addressable_shards[0].data.shape == (3, 16, 32)
+    np.testing.assert_array_equal(spread.params["layers"]["q"], alone.params["layers"]["q"])
+    whole = load(tmp_path, mesh=make_mesh({"data": 8}))
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(whole.params))
+
+
+def test_a_vocabulary_that_a_mesh_cannot_share_out_is_refused(tmp_path):
+    write_checkpoint(tmp_path, "llama")
+    with pytest.raises(InputError, match="cuts axis 0 of embed .size 96. into 5"):
+        load(tmp_path, mesh=make_mesh({"model": 5}))
 
 
 def test_curvature_shares_out_the_windows():

@@ -1,20 +1,16 @@
 """Joining processes: real ones over gloo on the loopback, and the errors of wrong arguments."""
 
-import contextlib
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import fine_tune
 import numpy as np
 import pytest
+from checkpoints import numbers_a_device, write_checkpoint
+from two_processes import free_port, last_lines
 
 from jaxlab.errors import InputError, ResourceError
-from jaxlab.models import forward, logits
+from jaxlab.models import forward, load, logits
 from jaxlab.models.training import ALL
 from jaxlab.parallel import initialize
 
@@ -59,43 +55,34 @@ print(json.dumps(found))
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+LOADER = """
+import json, sys
+from jaxlab.parallel import initialize, make_mesh
+initialize()
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxlab.models import forward, load, logits
+from jaxlab.models.safetensors_weights import StoredTensors
+read, part_of = [], StoredTensors.part
+def counted(self, *arguments):
+    part = part_of(self, *arguments)
+    read.append(part.nbytes)
+    return part
+StoredTensors.part = counted
+mesh = make_mesh({"data": 1, "model": 2})
+params, cfg, _ = load(sys.argv[1], mesh=mesh)
+whole = NamedSharding(mesh, PartitionSpec())
+tokens = jax.device_put(np.arange(24, dtype=np.int32).reshape(2, 12), whole)
+score = lambda params, tokens: logits(params, cfg, forward(params, cfg, tokens).hidden)
+scores = np.asarray(jax.jit(score, out_shardings=whole)(params, tokens)).tolist()
+held = sum(piece.data.nbytes for leaf in jax.tree.leaves(params) for piece in leaf.addressable_shards)
+print(json.dumps({"read": sum(read), "held": held, "scores": scores}))
+"""
 
 
-def _two_processes(program, *paths):
+def _two_processes(program, *paths, arguments=()):
     """What two processes that have met print in their last lines, from JSON."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    results = []
-    with contextlib.ExitStack() as files:
-        # Files, not pipes: a process that waits for its full pipe to be read keeps the other one waiting.
-        outputs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(4)]
-        workers = [
-            subprocess.Popen(
-                [sys.executable, "-c", program],
-                env={**environment, "JAX_PROCESS_ID": str(number)},
-                stdout=outputs[2 * number],
-                stderr=outputs[2 * number + 1],
-            )
-            for number in range(2)
-        ]
-        for number, worker in enumerate(workers):
-            code = worker.wait(timeout=400)
-            out, err = outputs[2 * number : 2 * number + 2]
-            for file in (out, err):
-                file.seek(0)
-            assert code == 0, err.read()
-            results.append(json.loads(out.read().strip().splitlines()[-1]))
-    return results
+    return [json.loads(line) for line in last_lines("-c", program, *arguments, paths=paths)]
 
 
 def test_two_processes_share_one_mesh():
@@ -117,6 +104,20 @@ def test_two_processes_fine_tune_as_one_does():
         for axis in ("data", "model"):
             np.testing.assert_allclose(found[f"{axis} logits"], scores, atol=1e-4)
             np.testing.assert_allclose(found[axis], losses, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_no_process_reads_or_holds_a_whole_model(family, tmp_path):
+    write_checkpoint(tmp_path, family, "float16")
+    params, cfg, _ = load(tmp_path)
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    scores = logits(params, cfg, forward(params, cfg, tokens).hidden)
+    share = numbers_a_device(params)
+    for found in _two_processes(LOADER, arguments=[str(tmp_path)]):
+        assert found["read"] == 2 * share  # float16 on disk, float32 on devices
+        assert found["held"] == 4 * share
+        np.testing.assert_allclose(found["scores"], scores, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_environment_that_is_no_number_is_named(monkeypatch):
 
 def test_process_zero_that_does_not_answer_is_a_resource_error():
     with pytest.raises(ResourceError, match=r"process 0 did not answer at 127\.0\.0\.1:\d+ within 0\.5 s"):
-        initialize(f"127.0.0.1:{_free_port()}", processes=2, process=1, timeout_s=0.5)
+        initialize(f"127.0.0.1:{free_port()}", processes=2, process=1, timeout_s=0.5)
 
 
 def test_process_that_has_already_computed_is_told_so():

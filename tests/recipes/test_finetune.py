@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from eight_devices import check_passed, properties, report_of
-from killing import run_until_killed
+from killing import kill_at, run_command, run_until_killed
 from safetensors.numpy import load_file
+from two_processes import free_port, last_lines, start
 
 from jaxlab import data
 from jaxlab.errors import InputError
@@ -185,6 +187,45 @@ def report():
 @pytest.mark.parametrize("name", properties(EIGHT_DEVICES))
 def test_on_eight_devices(report, name):
     check_passed(report, name)
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    """Losses and summary of twenty steps on all parameters, on one device."""
+    config = dataclasses.replace(config, steps=20, lora=False, learning_rate=1e-3, checkpoint_every=4)
+    out = tmp_path_factory.mktemp("alone") / "run"
+    return config, losses(out, finetune.run(config, out=out))
+
+
+def losses(out, summary):
+    """Summary, and the loss of every step."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return summary, [row["loss"] for row in rows if row["step"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "killed"), [("data=2", False), ("data=1,model=2", True)])
+def test_two_processes_share_a_run_and_its_folder(alone, mesh, killed, tmp_path):
+    """Rows, or matrices, over two processes; killed and started again, too."""
+    config, (expected, curve) = alone
+    out = tmp_path / "run"
+    command = run_command("finetune", dataclasses.replace(config, mesh=mesh), out)
+    if killed:
+        port, quiet = free_port(), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        kill_at(out / "checkpoints" / "8", [start(command, number, port, **quiet) for number in range(2)])
+        assert not (out / "summary.json").exists()
+        assert any((out / "checkpoints").rglob("ocdbt.process_1"))  # each process wrote its half
+        command.append("--resume")
+    first, second = last_lines(*command)
+    assert first == second == f"run folder: {out}"
+    found, spread = losses(out, json.loads((out / "summary.json").read_text()))
+    assert spread == pytest.approx(curve, rel=1e-3) and len(curve) == 20
+    assert curve[-1] < 0.9 * curve[0]
+    for name in ("ppl_before", "ppl_after", "ppl_other_after"):
+        assert found[name] == pytest.approx(expected[name], rel=2e-3)
+    assert found["trained_parameters"] == expected["trained_parameters"]
+    assert found["reload_max_logit_difference"] < 1e-4
+    assert load(out / "model").params["embed"].shape == (49152, 64)
 
 
 @pytest.mark.parametrize(
