@@ -27,6 +27,7 @@ __all__, __getattr__, __dir__ = lazy_names(
             "gene_identities",
             "jackknife_errors",
             "mean_gene_similarity",
+            "plugin_self_similarity",
             "require_related",
             "similarity",
         ],

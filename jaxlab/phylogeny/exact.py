@@ -27,10 +27,10 @@ from jaxlab.phylogeny.probing import (
     require_options,
     require_room,
 )
-from jaxlab.phylogeny.token_texts import TokenTexts, token_pieces
+from jaxlab.phylogeny.token_texts import TokenTexts, token_pieces, token_texts
 
-_ROWS = 64
-"""Paths that are followed at the same time."""
+_ROWS = (16, 64)
+"""Paths that are followed at the same time: few, or many."""
 _NEGLIGIBLE = 1e-7
 """Alleles less likely than this at the end of one path count as pruned."""
 
@@ -75,6 +75,7 @@ def exact_alleles(
     *,
     options: ExactOptions = ExactOptions(),
     block: int = 16,
+    width: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ExactAlleles:
     """Probability of every allele after every gene, as `probe` would find it with infinitely many probes.
@@ -84,6 +85,7 @@ def exact_alleles(
       genes: distinct.
       options: see `ExactOptions`.
       block: genes that are looked at together, at least 1; changes nothing but memory.
+      width: of the prompts, at least; see `encode_genes`.
       progress: called with the number of genes done so far.
 
     Raises:
@@ -91,10 +93,10 @@ def exact_alleles(
     """
     if block < 1:
         raise InputError(f"block is {block}; it must be at least 1")
-    prompts = encode_genes(model.tokenizer, genes)
+    prompts = encode_genes(model.tokenizer, genes, width=width)
     require_room(prompts, model.cfg, options.tokens)
     pieces = token_pieces(model.tokenizer, vocabulary=model.cfg.vocab_size)
-    texts = TokenTexts(pieces, model.cfg.eos_ids, length=options.length, strip=options.strip)
+    texts = token_texts(pieces, tuple(model.cfg.eos_ids), length=options.length, strip=options.strip)
     found = ExactAlleles([], [])
     for start in range(0, len(genes), block):
         numbers = np.minimum(np.arange(start, start + block), len(genes) - 1)
@@ -118,8 +120,8 @@ def _block(
     for depth in range(options.tokens):
         last = depth == options.tokens - 1
         following = []
-        for at in range(0, len(paths), _ROWS):
-            some = paths[at : at + _ROWS]
+        for at in range(0, len(paths), _ROWS[-1]):
+            some = paths[at : at + _ROWS[-1]]
             chances = _next_chances(model, hidden, cache, some, depth, options.temperature)
             for path, row in zip(some, chances, strict=False):
                 following += _follow(path, row, texts, masses[path.gene], options.threshold, last)
@@ -153,9 +155,10 @@ def _next_chances(
     model: Model, hidden: Array, cache: Cache, paths: list[_Path], depth: int, temperature: float
 ) -> Float[np.ndarray, "paths vocabulary"]:
     """Probabilities of the next token after every path; the last rows are of no path."""
-    rows = np.zeros(_ROWS, np.int32)
+    size = next(rows for rows in _ROWS if len(paths) <= rows)
+    rows = np.zeros(size, np.int32)
     rows[: len(paths)] = [path.gene for path in paths]
-    tokens = np.zeros((_ROWS, depth), np.int32)
+    tokens = np.zeros((size, depth), np.int32)
     for i, path in enumerate(paths):
         tokens[i] = path.tokens
     return np.asarray(_score(model.params, model.cfg, hidden, cache, rows, tokens, temperature))

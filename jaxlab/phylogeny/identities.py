@@ -86,6 +86,24 @@ def _normalised(total: Float[Array, "models models"]) -> Float[Array, "models mo
     return jnp.where(jnp.eye(total.shape[0], dtype=bool), 1, total * scale[:, None] * scale)
 
 
+def plugin_self_similarity(counts: Float[Array, "models genes alleles"]) -> Float[Array, " models"]:
+    """What the plug-in estimator is to say, by these counts, of two samples of one and the same model, which is 1.
+
+    sum_g J / sum_g (J + (1 - J) / N) with the unbiased J of each gene: how low it is shows the bias of the plug-in
+    estimator, to first order. Reference: Nei, 1978.
+
+    Args:
+      counts: of alleles, at least 2 a model and gene.
+
+    Raises:
+      InputError: negative or infinite counts, or too few probes.
+    """
+    _require_counts(counts, "unbiased")
+    counts = jnp.asarray(counts)
+    probes, squares = counts.sum(-1), (frequencies(counts) ** 2).sum(-1)
+    return ((probes * squares - 1) / (probes - 1)).sum(-1) / squares.sum(-1)
+
+
 def mean_gene_similarity(identities: Float[Array, "genes models models"]) -> Float[Array, "models models"]:
     """The mean over genes of each gene's own J_xy / sqrt(J_xx J_yy): every gene counts the same.
 

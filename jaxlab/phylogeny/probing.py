@@ -35,8 +35,14 @@ class Prompts(NamedTuple):
     """int32[genes]."""
 
 
-def encode_genes(tokenizer: "PreTrainedTokenizerFast", genes: Sequence[str]) -> Prompts:
+def encode_genes(tokenizer: "PreTrainedTokenizerFast", genes: Sequence[str], *, width: int = 0) -> Prompts:
     """Tokens of genes, with whatever the tokenizer puts in front of a text (Gemma's begin of sequence; SmolLM2: none).
+
+    Args:
+      tokenizer: of the model.
+      genes: distinct.
+      width: tokens that a row has, at least: blocks of genes of one width share a program. Rows are as wide as the
+        longest gene where that is more.
 
     Raises:
       InputError: no genes, an empty one, or two that are the same.
@@ -44,7 +50,7 @@ def encode_genes(tokenizer: "PreTrainedTokenizerFast", genes: Sequence[str]) -> 
     require_genes(genes)
     rows = [tokenizer(gene)["input_ids"] for gene in genes]
     lengths = np.array([len(row) for row in rows], np.int32)
-    width = -(-int(lengths.max()) // _WIDTH) * _WIDTH
+    width = -(-max(width, int(lengths.max())) // _WIDTH) * _WIDTH
     tokens = np.zeros((len(rows), width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
@@ -106,6 +112,7 @@ def probe(
     *,
     options: ProbeOptions = ProbeOptions(),
     rows: int = 256,
+    width: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[str]]:
     """Sampled completions of every gene. They do not depend on `rows`, nor on what other genes come after.
@@ -116,12 +123,13 @@ def probe(
       key: PRNG key; completion n of gene g belongs to fold_in(fold_in(key, g), n).
       options: see `ProbeOptions`.
       rows: completions that are sampled at the same time, at most (at least those of one gene).
+      width: of the prompts, at least; see `encode_genes`.
       progress: called with the number of genes done so far.
 
     Raises:
       InputError: genes that do not fit, or one that is too long for the model.
     """
-    prompts = encode_genes(model.tokenizer, genes)
+    prompts = encode_genes(model.tokenizer, genes, width=width)
     require_room(prompts, model.cfg, options.tokens)
     sampling, choice = checked_sampling(options.temperature, 0, 1.0, 0.0)
     block = min(len(genes), max(1, rows // options.probes))

@@ -22,7 +22,7 @@ class Continuation(NamedTuple):
     """What each token makes of an allele that is not complete yet."""
 
     texts: tuple[str, ...]
-    """Different alleles that come out, whole ones or beginnings."""
+    """Different alleles that may come out, whole ones or beginnings."""
     text_of: Int[np.ndarray, " vocabulary"]
     """Which of them each token makes."""
     complete: Bool[np.ndarray, " vocabulary"]
@@ -47,6 +47,8 @@ class TokenTexts:
         self.length = length
         self.strip = strip
         self._ends = np.isin(np.arange(len(pieces)), ends)
+        # Tokens that may go on with an unfinished character; all others leave it unfinished for good.
+        self._continuing = [token for token, piece in enumerate(pieces) if piece and 0x80 <= piece[0] < 0xC0]
         self._table = functools.lru_cache(maxsize=64)(self._new_table)
 
     def after(self, before: bytes) -> tuple[str, Continuation]:
@@ -55,9 +57,7 @@ class TokenTexts:
         Returns:
           The beginning of all alleles, and what comes after it.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = decoder.decode(before)
-        unfinished = decoder.getstate()[0]
+        text, unfinished = _decoded(before)
         if "\ufffd" in text:
             return "", self._table(before, self.length, self.strip)
         begun = allele_of(text, length=self.length, strip=self.strip)
@@ -70,12 +70,31 @@ class TokenTexts:
         number: dict[str, int] = {}
         text_of = np.empty(len(self.pieces), np.int32)
         complete = self._ends.copy()
-        for token, piece in enumerate(self.pieces):
-            whole = before if complete[token] else before + piece
+        tokens: Sequence[int] = range(len(self.pieces))
+        unfinished = _decoded(before)[1]
+        if unfinished:
+            # A whole sign for what cannot be decoded stands there, unless the token goes on with the character.
+            like = self._table(before.removesuffix(unfinished) + "\ufffd".encode(), length, strip)
+            number = {text: i for i, text in enumerate(like.texts)}
+            text_of, complete, tokens = like.text_of.copy(), like.complete.copy(), self._continuing
+        for token in tokens:
+            whole = before if self._ends[token] else before + self.pieces[token]
             allele = allele_of(whole.decode("utf-8", "replace"), length=length, strip=strip)
             text_of[token] = number.setdefault(allele, len(number))
-            complete[token] |= len(allele) == length
+            complete[token] = self._ends[token] or len(allele) == length
         return Continuation(tuple(number), text_of, complete)
+
+
+@functools.lru_cache(maxsize=4)
+def token_texts(pieces: tuple[bytes, ...], ends: tuple[int, ...], *, length: int, strip: bool) -> TokenTexts:
+    """`TokenTexts` whose tables are shared by all models of one vocabulary."""
+    return TokenTexts(pieces, ends, length=length, strip=strip)
+
+
+def _decoded(content: bytes) -> tuple[str, bytes]:
+    """The text of these bytes, and the bytes at their end that begin another character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(content), decoder.getstate()[0]
 
 
 def token_pieces(tokenizer: "PreTrainedTokenizerFast", *, vocabulary: int) -> tuple[bytes, ...]:

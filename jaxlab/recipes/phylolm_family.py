@@ -44,9 +44,10 @@ _TEXTS = {
     "11": "sotu:calib",
     "12": "moby",
     "21": "code:numpy",
-    "22": "code:jax",
+    "22": "math",
 }
-"""What each child reads, by its path from the root. No two lines read the same, which would make them alike again."""
+"""What each child reads, by its path from the root. No two lines read the same, which would make them alike again, and
+none reads genes."""
 
 _CODE_CHARACTERS = 400_000
 """Of code, at most: some 130,000 tokens."""
@@ -62,8 +63,10 @@ class FamilyConfig:
     """Rounds of training below each root, 1 or 2."""
     steps: int
     """Of training, in the first generation; half of them in the second."""
-    learning_rate: float
-    """Of training."""
+    learning_rate: tuple[float, ...]
+    """Of training in the first generation below each root."""
+    second_rate: float
+    """Share of it with which the second generation learns: sisters must be nearer to each other than to cousins."""
     rank: int
     """Of the low-rank increments that are trained."""
     batch: int
@@ -80,6 +83,14 @@ class FamilyConfig:
             raise InputError(
                 f"generations is {self.generations}; it must hold 1 or 2 for each of {self.roots}"
             )
+        if len(self.learning_rate) != len(self.roots) or not all(rate > 0 for rate in self.learning_rate):
+            raise InputError(
+                f"learning_rate is {self.learning_rate}; it must hold one above 0 for each of {self.roots}"
+            )
+
+    def rate(self, root: str) -> float:
+        """Of training in the first generation below this root."""
+        return self.learning_rate[self.roots.index(root)]
 
 
 class Member(NamedTuple):
@@ -143,10 +154,12 @@ def _trained(member: Member, config: FamilyConfig, progress: Progress) -> Model:
     directory = _directory(member, config)
     if not directory.is_dir():
         parent = _trained(member._replace(trained=member.trained[:-1]), config, progress)
-        steps = config.steps if len(member.trained) == 1 else max(1, config.steps // 2)
+        first = len(member.trained) == 1
+        steps = config.steps if first else max(1, config.steps // 2)
+        rate = config.rate(member.root) * (1.0 if first else config.second_rate)
         tokens = _windows(_TEXTS[member.trained], parent, config, steps, int(member.trained))
         with progress.stage(f"train {member.family}.{member.trained}", steps, unit="steps") as stage:
-            params = _fine_tuned(parent, tokens, config, int(member.trained), stage.advance)
+            params = _fine_tuned(parent, tokens, config, rate, int(member.trained), stage.advance)
         save_hf(
             params,
             parent.cfg,
@@ -159,7 +172,11 @@ def _trained(member: Member, config: FamilyConfig, progress: Progress) -> Model:
 
 
 def _directory(member: Member, config: FamilyConfig) -> Path:
-    made = dataclasses.asdict(config) | {"roots": member.root, "generations": 0, "pruned": 0}
+    texts = [_TEXTS[member.trained[: i + 1]] for i in range(len(member.trained))]
+    made = dataclasses.asdict(config) | {"roots": member.root, "generations": texts, "pruned": 0}
+    made["learning_rate"] = config.rate(member.root)
+    if len(member.trained) == 1:
+        del made["second_rate"]  # no matter for the first generation, which other second ones can share
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     return cache_dir("phylogeny", f"{member.family}-{digest}") / member.trained
 
@@ -167,9 +184,12 @@ def _directory(member: Member, config: FamilyConfig) -> Path:
 def _windows(text: str, model: Model, config: FamilyConfig, steps: int, number: int) -> np.ndarray:
     """Tokens [steps, 1, batch, context] from random places of a text."""
     kind, _, package = text.partition(":")
-    if kind == "code":
-        functions = package_texts(package) if package else code_texts(part="training")
-        whole = "\n\n\n".join(functions)[:_CODE_CHARACTERS]
+    if kind in ("code", "math"):
+        if kind == "math":
+            pieces = data.theorems_and_hints()
+        else:
+            pieces = package_texts(package) if package else code_texts(part="training")
+        whole = "\n\n\n".join(pieces)[:_CODE_CHARACTERS]
         ids = np.asarray(
             model.tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"], np.int32
         )
@@ -185,14 +205,18 @@ def _windows(text: str, model: Model, config: FamilyConfig, steps: int, number: 
 
 
 def _fine_tuned(
-    model: Model, tokens: np.ndarray, config: FamilyConfig, number: int, advance: Callable[..., None]
+    model: Model,
+    tokens: np.ndarray,
+    config: FamilyConfig,
+    rate: float,
+    number: int,
+    advance: Callable[..., None],
 ) -> dict:
     key = jax.random.fold_in(jax.random.key(config.seed), number)
     adapted = init_lora(key, model.params, rank=config.rank, std=config.rank**-0.5)
     trainable, frozen = partition(adapted, ADAPTERS)
     optimizer = _optimizer(
-        jax.tree.structure(trainable),
-        OptimizerConfig(steps=len(tokens), learning_rate=config.learning_rate),
+        jax.tree.structure(trainable), OptimizerConfig(steps=len(tokens), learning_rate=rate)
     )
     state = init(trainable, optimizer)
     for batch in tokens:

@@ -17,7 +17,7 @@ from jaxlab import data
 from jaxlab.errors import InputError, ResourceError
 from jaxlab.phylogeny.genes import cut_genes, passages, require_genes
 
-GENOMES = ("code", "prose", "human-eval", "models")
+GENOMES = ("code", "prose", "math", "human-eval", "models")
 _SHORTEST_TEXT = 150
 
 
@@ -25,9 +25,11 @@ def genome(source: str, rng: np.random.Generator, *, genes: int) -> tuple[str, .
     """Genes of a source other than "models".
 
     Args:
-      source: "code" (functions of Python's standard library), "prose" (paragraphs of speeches of 2000 to 2009),
-        "human-eval" (solutions of the package of that name), or a file: of genes themselves if it is JSON lines with
-        the key "gene", of texts to cut if with the key "text", else of prose.
+      source: "code" (functions of Python's standard library), "prose" (paragraphs of speeches of 2000 to 2009), "math"
+        (competition problems and their solutions), "human-eval" (solutions of the package of that name), or some of
+        these with + between them, such as "code+prose", each of which gives an equal share in turn (named twice, twice
+        as much); or a file: of genes themselves if it is JSON lines with the key "gene", of texts to cut if with the
+        key "text", else of prose.
       rng: for the choice of texts and lengths.
       genes: how many; 0 takes all that the file of genes holds.
 
@@ -35,15 +37,24 @@ def genome(source: str, rng: np.random.Generator, *, genes: int) -> tuple[str, .
       InputError: an unknown source, a file that does not fit, or too few texts.
       ResourceError: a package is missing.
     """
+    parts = source.split("+")
+    if len(parts) > 1 and set(parts) <= set(GENOMES) - {"models"}:
+        return _in_turn(parts, rng, genes=genes)
     if source == "code":
         return cut_genes(code_texts(part="genes"), rng, genes=genes)
     if source == "prose":
         return cut_genes(passages(data.text("sotu:valid")), rng, genes=genes)
+    if source == "math":
+        problems = data.competition_problems()
+        texts = [text for problem in problems for text in (problem.statement, problem.solution)]
+        return cut_genes(texts, rng, genes=genes)
     if source == "human-eval":
         return cut_genes(_human_eval(), rng, genes=genes, longest=60)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"genome is {source!r}; it must be one of {', '.join(GENOMES)}, or a file")
+        raise InputError(
+            f"genome is {source!r}; it must be one of {', '.join(GENOMES)}, some of them as in code+prose, or a file"
+        )
     if path.suffix != ".jsonl":
         return cut_genes(passages(data.text(path)), rng, genes=genes)
     rows = read_lines(path)
@@ -56,6 +67,17 @@ def genome(source: str, rng: np.random.Generator, *, genes: int) -> tuple[str, .
     raise InputError(
         f'{path}: every line must be an object with the key "gene", or every one with the key "text"'
     )
+
+
+def _in_turn(sources: list[str], rng: np.random.Generator, *, genes: int) -> tuple[str, ...]:
+    """One gene of each source, then another of each; a source that is named twice gives twice as many."""
+    order = [sources[i % len(sources)] for i in range(genes)]
+    found = {
+        source: iter(genome(source, rng, genes=order.count(source)))
+        for source in dict.fromkeys(sources)
+        if source in order
+    }
+    return tuple(next(found[source]) for source in order)
 
 
 def code_texts(*, part: Literal["genes", "training"]) -> list[str]:

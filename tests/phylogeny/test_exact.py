@@ -41,7 +41,7 @@ def listed(model, gene, *, tokens, strip):
 @pytest.mark.parametrize("strip", [True, False])
 def test_probabilities_are_those_of_all_completions_listed(model, strip):
     options = ExactOptions(tokens=3, temperature=TEMPERATURE, threshold=1e-12, strip=strip)
-    found = exact_alleles(model, GENES, options=options, block=2)
+    found = exact_alleles(model, GENES, options=options, block=2, width=30)
     assert max(abs(pruned) for pruned in found.pruned) < 1e-4
     for gene, probabilities in zip(GENES, found.probabilities, strict=True):
         expected = listed(model, gene, tokens=3, strip=strip)

@@ -42,6 +42,7 @@ def test_probes_do_not_depend_on_batches(model):
     apart = probe(model, GENES, jax.random.key(1), options=options, rows=12, progress=done.append)
     assert together == apart and done == [2, 3]
     assert probe(model, GENES[:1], jax.random.key(1), options=options, rows=6) == together[:1]
+    assert probe(model, GENES, jax.random.key(1), options=options, rows=100, width=20) == together
     assert probe(model, GENES, jax.random.key(2), options=options, rows=100) != together
 
 
@@ -50,6 +51,7 @@ def test_genes_are_padded_on_the_right(model):
     assert prompts.tokens.shape == (3, 16)
     for row, length, gene in zip(*prompts, GENES, strict=True):
         assert model.tokenizer.decode(row[:length]) == gene and not row[length:].any()
+    assert encode_genes(model.tokenizer, GENES, width=17).tokens.shape == (3, 32)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from jaxlab.errors import InputError, ResourceError
 from jaxlab.models import load, save_hf
 from jaxlab.phylogeny import from_newick, robinson_foulds
 from jaxlab.progress import Progress
-from jaxlab.recipes import phylolm
-from jaxlab.recipes.phylolm_family import FamilyConfig, make_member, members, true_tree
+from jaxlab.recipes import phylolm, phylolm_answers
+from jaxlab.recipes.phylolm_family import FamilyConfig, _directory, make_member, members, true_tree
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def config(family, tmp_path_factory):
         rank=2,
         batch=2,
         context=16,
+        pruned=0.1,
         tokens=3,
         threshold=0.02,
         replicates=20,
@@ -109,6 +110,22 @@ def test_files_and_figures_are_there(finished):
     assert len(json.loads((out / "genes.json").read_text())) == 6
 
 
+def test_the_plugins_bias_of_each_model_is_that_of_its_probabilities(finished):
+    """Of a model and itself, from its exact probabilities at 6 genes; the estimate is of 32 probes drawn from them."""
+    out, summary = finished
+    found = json.loads((out / "plugin_self_similarity.json").read_text())
+    assert summary["plugin_self_similarity"] == pytest.approx(np.mean(list(found.values())))
+    expected = {}
+    for folder in (out / "probes").iterdir():
+        rows = json.loads(json.loads((folder / "000000.json").read_text())["content"])["answers"]
+        own = np.array([sum(chance**2 for chance in row["alleles"].values()) for row in rows])
+        expected[folder.name.rpartition("-")[0]] = own.sum() / (own + (1 - own) / 32).sum()
+    assert found.keys() == expected.keys()
+    differences = np.array([found[name] - expected[name] for name in found])
+    # Of one model and 6 genes it is no better than this; the mean over 10 models is.
+    assert np.abs(differences).max() < 0.2 and abs(differences.mean()) < 0.04
+
+
 def test_what_was_asked_is_not_asked_again_and_made_models_are_kept(
     finished, config, cache, tmp_path, monkeypatch
 ):
@@ -116,7 +133,7 @@ def test_what_was_asked_is_not_asked_again_and_made_models_are_kept(
     assert len(list((cache / "phylogeny").glob("*/[12]"))) == 4
     again = tmp_path / "again"
     shutil.copytree(out, again, ignore=shutil.ignore_patterns("summary.json"))
-    monkeypatch.setattr(phylolm, "make_member", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr(phylolm_answers, "make_member", lambda *_: pytest.fail("a model was opened"))
     assert without_seconds(phylolm.run(config, out=again, resume=True)) == without_seconds(summary)
 
 
@@ -167,6 +184,36 @@ def test_given_models_are_probed_and_may_write_the_genes(family, finished, cache
     assert summary["probes"] == 16 and "rf_sampled" not in summary and "mean_support_exact" not in summary
     assert set(from_newick((out / "neighbour_joining.nwk").read_text()).taxa) == {"left", "near", "1", "2"}
     assert len(set(json.loads((out / "genes.json").read_text()))) == 5
+
+
+def test_a_model_that_cannot_be_read_midway_is_named_and_nothing_is_lost(family, tmp_path, monkeypatch):
+    """The third of four models is damaged: what the first two answered is kept, and they are not opened again."""
+    models = [tmp_path / name for name in "abcd"]
+    for number, directory in enumerate(models):
+        shutil.copytree(family[number % 2], directory)
+    (weights,) = models[2].glob("*.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    genes = tmp_path / "genes.jsonl"
+    genes.write_text("".join(json.dumps({"gene": f"gene {g}"}) + "\n" for g in range(4)))
+    config = phylolm.Config(
+        models=tuple(map(str, models)),
+        genome=str(genes),
+        genes=4,
+        mode="sampled",
+        probes=16,
+        tokens=2,
+        length=1,
+    )
+    out = tmp_path / "run"
+    with pytest.raises((InputError, ResourceError), match=weights.name):
+        phylolm.run(config, out=out)
+    assert {folder.name[0] for folder in (out / "probes").iterdir()} == {"a", "b"}
+    weights.write_bytes(whole)
+    opened = []
+    monkeypatch.setattr(phylolm_answers, "load", lambda source: opened.append(source[-1]) or load(source))
+    summary = phylolm.run(config, out=out, resume=True)
+    assert opened == ["c", "d"] and summary["models"] == 4
 
 
 def test_a_server_that_fails_midway_loses_nothing(tmp_path):
@@ -318,6 +365,7 @@ def test_the_default_family_has_twelve_leaves_and_a_tree_without_doubt():
         ({"genes": 1}, "genes is 1; it must be at least 2"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be > 0"),
         ({"threshold": 1.0}, "threshold is 1.0; it must lie between 0 and 1"),
+        ({"second_rate": 1.5}, r"second_rate is 1.5; it must be in \(0, 1\]"),
         ({"pruned": 1.0}, r"pruned is 1.0; it must be in \[0, 1\)"),
         ({"models": ("a",) * 4, "genomes": "x"}, "models and genomes are both given"),
         ({"models": ("a",)}, "models holds 1; a tree must have at least 4"),
@@ -331,6 +379,8 @@ def test_the_default_family_has_twelve_leaves_and_a_tree_without_doubt():
             {"models": ("http://h/v1#m",) * 4, "mode": "sampled", "genome": "models"},
             "genome is 'models', but http://h/v1#m cannot write genes",
         ),
+        ({"learning_rate": (1e-3,)}, r"learning_rate is \(0.001,\); it must hold one above 0 for each of"),
+        ({"learning_rate": (1e-3, 0.0)}, r"learning_rate is \(0.001, 0.0\); it must hold one above 0"),
         ({"generations": (3, 1)}, r"generations is \(3, 1\); it must hold 1 or 2 for each of"),
     ],
 )
@@ -339,9 +389,20 @@ def test_options_that_do_not_fit_are_refused(change, message):
         dataclasses.replace(phylolm.Config(), **change)
 
 
+def test_models_that_options_do_not_concern_are_made_once(family, config, cache):
+    """The first generation does not depend on how the second learns; the second does."""
+    made = {one.name: one for one in members(dataclasses.replace(config, generations=(2, 1)).family())}
+    for name, same in (("left.1", True), ("left.11", False)):
+        slow, fast = (
+            _directory(made[name], dataclasses.replace(config, second_rate=rate).family())
+            for rate in (0.3, 0.9)
+        )
+        assert (slow == fast) is same
+
+
 def test_family_options_are_checked():
     with pytest.raises(InputError, match="generations is"):
-        FamilyConfig(("a",), (), 1, 1.0, 1, 1, 4, 0.1, 0)
+        FamilyConfig(("a",), (), 1, (1.0,), 1.0, 1, 1, 4, 0.1, 0)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +411,7 @@ def test_family_options_are_checked():
         (
             "nowhere",
             None,
-            "genome is 'nowhere'; it must be one of code, prose, human-eval, models, or a file",
+            r"genome is 'nowhere'; it must be one of code, .* models, some of them as in code\+prose, or a file",
         ),
         ("rows.jsonl", '{"gene": "a"}\n{"text": "b"}\n', 'every line must be an object with the key "gene"'),
         ("rows.jsonl", '{"gene": "a"}\n{"gene": "a"}\n', r"genes\[1\] is the same as genes\[0\]"),

@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from jaxlab import data
 from jaxlab.errors import ResourceError
 from jaxlab.recipes.phylolm_genomes import code_texts, genome, package_texts
 
@@ -28,11 +29,33 @@ def test_packages_have_functions_of_their_own():
         package_texts("no_such_package")
 
 
-@pytest.mark.parametrize("source", ["code", "prose"])
+@pytest.mark.parametrize("source", ["code", "prose", "math"])
 def test_genes_are_different_beginnings_and_come_again_with_the_same_seed(source):
     genes = genome(source, np.random.default_rng(0), genes=30)
     assert len(set(genes)) == 30 and all(20 <= len(gene) <= 99 for gene in genes)
     assert genome(source, np.random.default_rng(0), genes=30) == genes
+
+
+def test_math_genes_begin_statements_or_solutions_of_problems():
+    problems = data.competition_problems()
+    genes = genome("math", np.random.default_rng(1), genes=128)
+    whole = [any(p.statement.startswith(gene) for p in problems) for gene in genes]
+    steps = [any("\n".join(p.steps).startswith(gene) for p in problems) for gene in genes]
+    assert all(a or b for a, b in zip(whole, steps, strict=True)) and any(whole) and any(steps)
+
+
+def test_mixed_genes_come_from_each_source_in_turn():
+    genes = genome("code+prose+math+code", np.random.default_rng(2), genes=9)
+    code, prose = code_texts(part="genes"), data.text("sotu:valid")
+    problems = [text for p in data.competition_problems() for text in (p.statement, p.solution)]
+    assert len(set(genes)) == 9
+    for i, gene in enumerate(genes):
+        found = [
+            any(text.startswith(gene) for text in code),
+            gene in prose,
+            any(text.startswith(gene) for text in problems),
+        ]
+        assert found == [i % 4 in (0, 3), i % 4 == 1, i % 4 == 2]
 
 
 def test_texts_of_a_file_are_cut_and_genes_are_taken_as_they_are(tmp_path):
