@@ -17,8 +17,9 @@ def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows for the command line."""
     percent = {
         "linear probe": summary["linear_accuracy"],
+        "the same on raw pixels": summary["pixels_linear_accuracy"],
         "20 nearest neighbours": summary["knn_accuracy"],
-        "the same on raw pixels": summary["pixels_knn_accuracy"],
+        "neighbours of raw pixels": summary["pixels_knn_accuracy"],
     }
     rows = [{"measure": name, "value": f"{100 * value:.1f} %"} for name, value in percent.items()]
     measures = {

@@ -5,8 +5,10 @@ for images of 32 pixels: one convolution of 3 x 3, no pooling. Projectors follow
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -178,8 +180,36 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rn
         padding=((around, around), (around, around)),
         use_bias=False,
         kernel_init=jax.nn.initializers.he_normal(),
+        conv_general_dilated=_convolve,
         rngs=rngs,
     )
+
+
+def _convolve(
+    images: Float[Array, "n h w inputs"],
+    kernel: Float[Array, "size size inputs outputs"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **others: Any,
+) -> Float[Array, "n h2 w2 outputs"]:
+    """`lax.conv_general_dilated`, or a product of patches and kernel where fewer places come out than the kernel spans.
+
+    There XLA's CPU backend has slow loops alone for the gradient in the images: 80 ms in place of 3 for 256 images of
+    4 x 4 pixels and 128 channels, two thirds of a training step of `ConvNet`.
+    """
+    size, stride = kernel.shape[0], strides[0]
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    height, width = ((pixels - size) // stride + 1 for pixels in padded.shape[1:3])
+    if min(height, width) >= size:
+        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **others)
+    patches = [
+        padded[:, row : row + stride * height : stride, column : column + stride * width : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
+    products = jnp.concatenate(patches, axis=-1).reshape(-1, size**2 * kernel.shape[2])
+    flat = products @ kernel.reshape(-1, kernel.shape[3])
+    return flat.reshape(len(images), height, width, -1)
 
 
 def _norm(width: int, axis_name: str | None, rngs: nnx.Rngs) -> nnx.BatchNorm:

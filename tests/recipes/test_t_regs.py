@@ -10,6 +10,7 @@ from flax import nnx
 from killing import run_until_killed
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from jaxlab.errors import InputError
@@ -62,8 +63,14 @@ def test_the_summary_says_what_the_features_are_worth(small, finished):
     theirs = KNeighborsClassifier(20, metric="cosine", weights=votes).fit(rows[0], data.train_classes)
     expected = theirs.score(rows[1], data.test_classes)
     assert summary["pixels_knn_accuracy"] == pytest.approx(expected, abs=0.004)
+    regression = LogisticRegression(max_iter=2000).fit(rows[0], data.train_classes)
+    fitted = regression.score(rows[1], data.test_classes)  # to the end, where the probe makes 55 steps
+    assert fitted - 0.15 < summary["pixels_linear_accuracy"] <= fitted
     assert 0.5 < summary["linear_accuracy"] <= 1 and 0.5 < summary["knn_accuracy"] <= 1
-    assert [row["measure"] for row in t_regs.table(summary)][:2] == ["linear probe", "20 nearest neighbours"]
+    assert [row["measure"] for row in t_regs.table(summary)][::2][:2] == [
+        "linear probe",
+        "20 nearest neighbours",
+    ]
     names = {path.name for path in (out / "figures").iterdir()}
     assert names == {"cosines.png", "singular_values.png", "tree.png", "dimension.png"}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -97,10 +104,12 @@ def test_a_killed_run_ends_like_one_left_alone(small, finished, tmp_path):
     ("option", "message"),
     [
         ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
-        ({"warmup_epochs": 5.0}, "warmup_epochs is 5.0; it must be below max_epochs = 5"),
-        ({"probe_every": 2}, "probe_every is 2; it must divide max_epochs, which is 5"),
+        ({"warmup_epochs": 10.0}, "warmup_epochs is 10.0; it must be below max_epochs = 10"),
+        ({"probe_every": 3}, "probe_every is 3; it must divide max_epochs, which is 10"),
         ({"images": 100}, "images is 100; it must be at least batch_size = 256"),
         ({"lr": 0.0}, "lr is 0.0"),
+        ({"crop_min_scale": 0.0}, "crop_min_scale is 0.0; it must be above 0 and at most 1"),
+        ({"solarization_prob": 1.5}, "solarization_prob is 1.5; it must lie between 0 and 1"),
     ],
 )
 def test_options_out_of_range_are_input_errors(option, message):

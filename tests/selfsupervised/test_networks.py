@@ -8,7 +8,7 @@ from flax import nnx
 from torch import nn
 
 from jaxlab.errors import InputError
-from jaxlab.selfsupervised import ConvNet, Perceptron, ResNet18
+from jaxlab.selfsupervised import ConvNet, Perceptron, ResNet18, networks
 
 IMAGES = np.random.default_rng(0).uniform(size=(4, 16, 16, 3)).astype(np.float32)
 
@@ -108,6 +108,36 @@ def test_the_small_network_equals_torch():
     ours = ConvNet(channels=3, widths=(4, 8), rngs=nnx.Rngs(0))
     assert ours.features == 8
     assert_equal(ours, torch_convnet(ours), IMAGES, IMAGES.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(("pixels", "stride"), [((4, 3), 2), ((2, 2), 1), ((1, 1), 1), ((5, 5), 2)])
+def test_convolutions_of_few_pixels_and_their_gradients_equal_torchs(pixels, stride):
+    """Fewer places than the kernel spans take a way of their own; the last case does not."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, *pixels, 5)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 5, 6)).astype(np.float32)
+    theirs = [
+        torch.tensor(array, requires_grad=True)
+        for array in (images.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1))
+    ]
+    expected = nn.functional.conv2d(*theirs, stride=stride, padding=1)
+    weights = rng.normal(size=expected.shape).astype(np.float32)
+    expected.backward(torch.tensor(weights))
+    layer = nnx.Conv(
+        5, 6, (3, 3), strides=stride, padding=((1, 1), (1, 1)), use_bias=False,
+        conv_general_dilated=networks._convolve, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    graph, params = nnx.split(layer)
+
+    def apply(images, kernel):
+        return nnx.merge(graph, jax.tree.map(lambda _: kernel, params))(images)
+
+    found, pull = jax.vjp(apply, images, kernel)
+    np.testing.assert_allclose(found, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-4)
+    for own, other, order in zip(
+        pull(weights.transpose(0, 2, 3, 1)), theirs, ((0, 2, 3, 1), (2, 3, 1, 0)), strict=True
+    ):
+        np.testing.assert_allclose(own, other.grad.numpy().transpose(order), atol=1e-4)
 
 
 @pytest.mark.parametrize("last_bias", [True, False])

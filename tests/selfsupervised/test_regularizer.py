@@ -137,14 +137,13 @@ def test_zeroed_coordinates_shorten_the_tree():
     assert np.all(np.diff(lengths) < 0)
 
 
-def run_to_simplex(n, steps):
-    """Gradient descent of T-REG from a spot: loss, points."""
-    start = jnp.zeros((n, n)).at[:, 0].set(1) + 1e-3 * jax.random.normal(jax.random.key(0), (n, n))
+def descend(start, steps, **weights):
+    """Gradient descent of T-REG: loss, points."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
     def step(state, _):
         points, moments = state
-        (loss, _), gradient = jax.value_and_grad(lambda x: treg(x, gamma=1.0, lam=1.0), has_aux=True)(points)
+        (loss, _), gradient = jax.value_and_grad(lambda x: treg(x, **weights), has_aux=True)(points)
         updates, moments = optimizer.update(gradient, moments)
         return (optax.apply_updates(points, updates), moments), loss
 
@@ -154,13 +153,31 @@ def run_to_simplex(n, steps):
     return float(losses[-1]), np.asarray(points, np.float64)
 
 
+def test_points_of_a_curve_spread_over_the_sphere():
+    """More evenly than points drawn at random from it, by scipy's tree of their directions."""
+    rng = np.random.default_rng(0)
+    turn = np.linspace(0, 2 * np.pi, 256)
+    curve = np.stack([np.cos(turn), np.sin(turn), 0.3 * np.sin(3 * turn)], axis=1)
+    curve += 1e-3 * rng.standard_normal(curve.shape)
+    _, points = descend(jnp.asarray(curve, jnp.float32), 1500, gamma=0.2, lam=0.2)
+
+    def length_of_directions(cloud):
+        unit = cloud / np.linalg.norm(cloud, axis=1, keepdims=True)
+        return minimum_spanning_tree(squareform(pdist(unit))).sum()
+
+    at_random = [length_of_directions(rng.standard_normal((256, 3))) for _ in range(20)]
+    assert length_of_directions(curve) < 0.5 * min(at_random)
+    assert length_of_directions(points) > 1.1 * max(at_random)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "radius", "loss", "spread"), [(64, 1.70156, -1.89479, 0.018), (256, 1.70572, -1.90756, 0.028)]
 )
 def test_descent_from_a_spot_ends_near_the_simplex(n, radius, loss, spread):
     assert simplex_radius(n, gamma=1.0, lam=1.0) == pytest.approx(radius, abs=1e-5)
-    found, points = run_to_simplex(n, 3000)
+    start = jnp.zeros((n, n)).at[:, 0].set(1) + 1e-3 * jax.random.normal(jax.random.key(0), (n, n))
+    found, points = descend(start, 3000, gamma=1.0, lam=1.0)
     norms = np.linalg.norm(points, axis=1)
     assert norms.mean() == pytest.approx(radius, abs=0.005)
     directions = points / norms[:, None]
