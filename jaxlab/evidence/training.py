@@ -19,7 +19,7 @@ from jaxlab.evidence.affine import averaged
 from jaxlab.evidence.captures import Apply
 from jaxlab.evidence.checks import require_choice, require_count, require_finite, require_independent
 from jaxlab.evidence.likelihoods import log_likelihood
-from jaxlab.evidence.partitions import Kind, make_partition
+from jaxlab.evidence.partitions import Kind, make_partition, random_block
 from jaxlab.evidence.priors import prior_quadratic
 from jaxlab.evidence.ranges import AugmentConfig, RangesState, init_ranges, ranges_update, views_of
 from jaxlab.evidence.stochastic import cache_block
@@ -42,8 +42,9 @@ class FitConfig:
     """Examples of a block of the bound, >= 1."""
     kind: Kind = "random"
     """How blocks are made, see `make_partition`."""
-    burn_in: int = 10
-    """Epochs before the first update of hyperparameters, >= 0: before convergence the evidence says little."""
+    burn_in: int | None = 10
+    """Epochs before the first update of hyperparameters, >= 0: before convergence the evidence says little. None leaves
+    them as they are: training with fixed weight decay."""
     frequency: int = 1
     """Epochs from one update to the next, >= 1."""
     draws: int = 1
@@ -54,7 +55,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "block", "frequency", "draws"):
             require_count(name, getattr(self, name), at_least=1)
-        require_count("burn_in", self.burn_in, at_least=0)
+        require_count("burn_in", self.burn_in or 0, at_least=0)
         require_choice("kind", self.kind, get_args(Kind))
 
 
@@ -175,12 +176,11 @@ def fit_epoch(
         learned, values = lax.scan(draw, learned, jax.random.split(hyper_key, config.draws))
         return learned, values[-1]
 
-    since = state.epoch - config.burn_in
-    due = (since >= 0) & (since % config.frequency == 0)
-    nothing = jnp.full_like(loss, jnp.nan)
-    learned, evidence = lax.cond(
-        due, update, lambda same: (same, nothing), _Learned(state.marglik, state.ranges)
-    )
+    learned, evidence = _Learned(state.marglik, state.ranges), jnp.full_like(loss, jnp.nan)
+    if config.burn_in is not None:
+        since = state.epoch - config.burn_in
+        due = (since >= 0) & (since % config.frequency == 0)
+        learned, evidence = lax.cond(due, update, lambda same: (same, evidence), learned)
     new = FitState(params, opt_state, learned.marglik, learned.ranges, key, state.epoch + 1)
     return new, FitMetrics(loss, evidence)
 
@@ -252,6 +252,8 @@ def _drawn_block(
     key: jax.Array, examples: int, targets: Array, outputs: Array | None, config: FitConfig
 ) -> Int[Array, " block"]:
     """One block of a random partition, with probability proportional to its size."""
+    if config.kind == "random":
+        return random_block(key, examples, block=config.block)
     labels = targets if config.kind == "label" else None
     partition_key, key = jax.random.split(key)
     partition = make_partition(
@@ -293,7 +295,7 @@ def marglik_fit(
     require_count("epochs", epochs, at_least=1)
     require_independent(apply, state.params, inputs)
     for _ in range(epochs):
-        due = int(state.epoch) - config.burn_in
+        due = -1 if config.burn_in is None else int(state.epoch) - config.burn_in
         state, metrics = _jitted_epoch(apply, optimizer, state, inputs, targets, config=config)
         if due >= 0 and due % config.frequency == 0 and not jnp.isfinite(metrics.evidence):
             _explain(apply, state, inputs, targets, config)

@@ -12,6 +12,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
+from jaxlab.errors import InputError
 from jaxlab.evidence.captures import Apply
 from jaxlab.evidence.checks import require_choice, require_count, require_number
 from jaxlab.evidence.function_space import Evidence, mackay_update
@@ -45,6 +46,11 @@ class MarglikConfig:
         require_count("steps", self.steps, at_least=1)
         require_number("damping", self.damping, at_least=0, below=1)
         require_number("learning_rate", self.learning_rate, above=0)
+        if (self.rule, self.bound.likelihood, self.bound.output_rows) == ("mackay", "gaussian", "empirical"):
+            raise InputError(
+                "rule is 'mackay' with 'empirical' rows and a Gaussian likelihood; it must be 'adam': sigma has no "
+                "fixed point there"
+            )
 
 
 class MarglikState(NamedTuple):

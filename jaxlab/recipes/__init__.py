@@ -122,7 +122,13 @@ SYSTEMS: dict[str, System] = {
             "jaxlab.recipes.qml",
             _QUANTUM,
         ),
-        System("ntk-marglik", "Marginal-likelihood gradients with tangent kernels", "2306.03968", "evidence"),
+        System(
+            "ntk-marglik",
+            "Marginal-likelihood gradients with tangent kernels",
+            "2306.03968",
+            "evidence",
+            "jaxlab.recipes.ntk_marglik",
+        ),
         System(
             "t-regs",
             "T-REGS: minimum-spanning-tree regularisation",

@@ -42,11 +42,28 @@ def test_structured_grams_are_those_of_the_dense_jacobian(name, double_precision
             np.testing.assert_allclose(each[r], G_dense[r::2, r::2], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["nnx convolutions", "linen tokens", "odd readings"])
+def test_products_with_the_kernel_give_the_same_grams(name, double_precision):
+    apply, params, x = gram_models.MODELS[name][0]()
+    params, x = double(params), double(x)
+    factors = np.random.default_rng(2).normal(size=(gram_models.EXAMPLES, 3, 2))
+
+    def run(p, x, L):
+        return [gram_leaves(apply, p, x, L, parts=parts, method="ntk_vp") for parts in ("joint", "rows")]
+
+    joint, rows = jax.jit(run)(params, x, jnp.asarray(factors))
+    wanted = dense_grams(apply, params, x, factors)
+    for G, each, G_dense in zip(jax.tree.leaves(joint), jax.tree.leaves(rows), wanted, strict=True):
+        np.testing.assert_allclose(G[0], G_dense, rtol=1e-9, atol=1e-11)
+        for r in range(2):
+            np.testing.assert_allclose(each[r], G_dense[r::2, r::2], rtol=1e-9, atol=1e-11)
+
+
 def test_kernel_is_that_of_neural_tangents(double_precision):
     params = double(digits_net.PARAMS)
     x = jnp.sin(64 * jnp.arange(4.0)[:, None] + jnp.arange(64.0))
     eye = jnp.broadcast_to(jnp.eye(10), (4, 10, 10))
-    for method in ("structured", "leaf_jacobian"):
+    for method in ("structured", "leaf_jacobian", "ntk_vp"):
         run = jax.jit(lambda p, method=method: gram_leaves(digits_net.apply, p, x, eye, method=method))
         grams = run(params)
         K = np.sum([np.asarray(G[0]) for G in jax.tree.leaves(grams)], axis=0)

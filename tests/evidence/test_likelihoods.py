@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxlab.errors import InputError
-from jaxlab.evidence import log_likelihood, output_factor, output_hessian
+from jaxlab.evidence import log_likelihood, natural_parameters, output_factor, output_hessian, score_factor
 
 LOGITS = np.random.default_rng(0).normal(size=(5, 4)) * 2
 LABELS = np.array([0, 3, 1, 1, 2])
@@ -106,3 +106,71 @@ def test_gaussian_factor_is_the_identity():
 def test_wrong_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call(jnp.asarray(LOGITS, jnp.float32))
+
+
+NATURAL = np.array([[0.3, -0.5], [-2.0, -1.5], [4.0, -0.1]])
+"""Natural parameters of Gaussians."""
+VALUES = np.array([[0.1], [-1.0], [15.0]])
+
+
+def test_heteroscedastic_likelihood_is_that_of_scipy(double_precision):
+    found = log_likelihood(jnp.asarray(NATURAL), jnp.asarray(VALUES), likelihood="heteroscedastic")
+    variance = -1 / (2 * NATURAL[:, 1])
+    wanted = stats.norm.logpdf(VALUES[:, 0], NATURAL[:, 0] * variance, np.sqrt(variance))
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    raw = jnp.asarray(np.random.default_rng(3).normal(size=(4, 2)) * 5)
+    outputs = np.asarray(natural_parameters(raw))
+    assert (outputs[:, 1] < 0).all() and np.array_equal(outputs[:, 0], raw[:, 0])
+    one = np.asarray(natural_parameters(jnp.array([[0.0, np.log(np.e - 1)]])))
+    assert -1 / (2 * one[0, 1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_heteroscedastic_factor_squares_to_the_second_derivative(rotation, double_precision):
+    def one(f, y):
+        return -log_likelihood(f[None], y[None], likelihood="heteroscedastic")[0]
+
+    wanted = jax.vmap(jax.hessian(one))(jnp.asarray(NATURAL), jnp.asarray(VALUES))
+    L = output_factor(jnp.asarray(NATURAL), likelihood="heteroscedastic", rotation=rotation)
+    np.testing.assert_allclose(L @ jnp.swapaxes(L, 1, 2), wanted, atol=1e-10)
+    np.testing.assert_allclose(
+        output_hessian(jnp.asarray(NATURAL), likelihood="heteroscedastic"), wanted, atol=1e-10
+    )
+    # As printed: -1 / (2 eta2), eta1 / (2 eta2^2), 1 / (2 eta2^2) - eta1^2 / (2 eta2^3).
+    eta1, eta2 = NATURAL.T
+    np.testing.assert_allclose(wanted[:, 0, 0], -1 / (2 * eta2), rtol=1e-10)
+    np.testing.assert_allclose(wanted[:, 0, 1], eta1 / (2 * eta2**2), rtol=1e-10)
+    np.testing.assert_allclose(wanted[:, 1, 1], 1 / (2 * eta2**2) - eta1**2 / (2 * eta2**3), rtol=1e-10)
+    diag = output_factor(jnp.asarray(NATURAL), likelihood="heteroscedastic", output_rows="diag")
+    np.testing.assert_allclose(
+        jnp.diagonal(diag, axis1=1, axis2=2) ** 2, jnp.diagonal(wanted, axis1=1, axis2=2)
+    )
+
+
+def test_scores_are_gradients_of_single_log_likelihoods(double_precision):
+    f = jnp.asarray(LOGITS)
+    np.testing.assert_allclose(
+        score_factor(f, LABELS, likelihood="softmax")[:, :, 0], np.eye(4)[LABELS] - probabilities(LOGITS)
+    )
+    np.testing.assert_allclose(score_factor(f, f + 2.0, likelihood="gaussian")[:, :, 0], 2.0)
+    # Means of y and y^2 under the model, taken from the data.
+    found = score_factor(jnp.asarray(NATURAL), jnp.asarray(VALUES), likelihood="heteroscedastic")[:, :, 0]
+    variance = -1 / (2 * NATURAL[:, 1])
+    mean = NATURAL[:, 0] * variance
+    y = VALUES[:, 0]
+    np.testing.assert_allclose(found, np.stack([y - mean, y**2 - mean**2 - variance], 1), rtol=1e-9)
+
+
+def test_outputs_that_are_no_natural_parameters_are_named():
+    for outputs, message in (
+        (jnp.array([[0.0, 0.5]]), "second natural parameters up to 0.5; they must be < 0"),
+        (jnp.ones((1, 3)), "natural parameters must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            log_likelihood(outputs, jnp.zeros((1, 1)), likelihood="heteroscedastic")
+    with pytest.raises(
+        InputError, match=r"targets has shape \(1, 2\); with 'heteroscedastic' it must be \(1, 1\)"
+    ):
+        log_likelihood(-jnp.ones((1, 2)), jnp.zeros((1, 2)), likelihood="heteroscedastic")
+    with pytest.raises(InputError, match="raw has shape"):
+        natural_parameters(jnp.ones((2, 3)))

@@ -203,7 +203,7 @@ def test_finer_structures_bound_from_further_away(random_structures, seed, log_d
     [
         ({"structure": "dense"}, "structure is 'dense'"),
         ({"scale": 0.0}, "scale is 0"),
-        ({"batch": 7}, "batch is 7; it must divide"),
+        ({"batch": 61}, "batch is 61; it must be at least 1 and at most 60"),
         ({"batch": 0}, "batch is 0"),
         ({"likelihood": "probit"}, "likelihood is 'probit'"),
     ],

@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxlab.errors import InputError
-from jaxlab.evidence import make_partition
+from jaxlab.evidence import make_partition, random_block
 
 LABELS = np.array([7, 2, 2, 9, 7, 7, 2, 9, 9, 7, 2])
 
@@ -56,3 +57,16 @@ def test_wrong_input_is_named(options, message):
         make_partition(jax.random.key(0), 11, **options)
     with pytest.raises(InputError, match="size is 0"):
         make_partition(jax.random.key(0), 0, block=1)
+
+
+def test_random_blocks_are_uniform_sets_of_different_examples():
+    draw = jax.jit(jax.vmap(lambda key: random_block(key, 5, block=3)))
+    blocks = np.sort(np.asarray(draw(jax.random.split(jax.random.key(0), 4000))), axis=1)
+    assert (np.diff(blocks, axis=1) > 0).all() and blocks.min() == 0 and blocks.max() == 4
+    _, counts = np.unique(blocks, axis=0, return_counts=True)
+    assert len(counts) == 10  # all of the 5 choose 3
+    assert stats.chisquare(counts).pvalue > 1e-3
+    everything = np.asarray(random_block(jax.random.key(1), 6, block=6))
+    assert sorted(everything) == list(range(6))
+    with pytest.raises(InputError, match="block is 7; it must be at least 1 and at most 6"):
+        random_block(jax.random.key(1), 6, block=7)

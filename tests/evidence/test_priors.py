@@ -1,10 +1,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxlab.errors import InputError
-from jaxlab.evidence import for_leaves, log_precisions, square_sums, weight_decay, within_prior
+from jaxlab.evidence import (
+    add_weight_decay,
+    for_leaves,
+    log_precisions,
+    square_sums,
+    weight_decay,
+    within_prior,
+)
 
 PARAMS = {
     "a": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)},
@@ -67,3 +75,16 @@ def test_weight_decay_gives_the_gradient_of_the_prior_in_the_mean_loss():
 def test_wrong_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_chain_with_the_decay_is_adamw_leaf_by_leaf():
+    log_delta = jax.tree.map(lambda leaf: jnp.log(jnp.float32(3.0)), PARAMS)
+    gradient = jax.tree.map(lambda leaf: jnp.cos(leaf) + 0.3, PARAMS)
+    rule = optax.chain(optax.scale_by_adam(), add_weight_decay(log_delta, examples=50), optax.scale(-0.1))
+    found, _ = rule.update(gradient, rule.init(PARAMS), PARAMS)
+    theirs = optax.adamw(0.1, weight_decay=3.0 / 50)
+    wanted, _ = theirs.update(gradient, theirs.init(PARAMS), PARAMS)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    with pytest.raises(InputError, match="params is None"):
+        rule.update(gradient, rule.init(PARAMS))
