@@ -9,14 +9,11 @@ Each finished run is kept in `results/evidence_runs` (delete it when the code ch
 """
 
 import dataclasses
-import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS
-from jaxlab.files import atomic_file
+from benchmarks.harness import kept
 from jaxlab.recipes import ntk_marglik
 from jaxlab.recipes.ntk_marglik import Config
 
@@ -87,17 +84,13 @@ def _row(name: str, summary: dict[str, Any], start: str) -> dict[str, Any]:
 
 
 def _kept(name: str, config: Config, quick: bool) -> dict[str, Any]:
-    """The summary, measured only where no run of the same options has been kept; quick ones are not kept."""
-    options = dataclasses.asdict(config)
-    file = RESULTS / "evidence_runs" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-    if not quick and file.exists():
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["config"] == options:
-            return record["summary"]
-    with tempfile.TemporaryDirectory() as folder:
-        summary = ntk_marglik.run(config, out=Path(folder) / "run")
-    if not quick:
-        record = {"config": options, "summary": summary, "at": time.strftime("%Y-%m-%d")}
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return summary
+    """The summary; quick ones are not kept."""
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            return ntk_marglik.run(config, out=Path(folder) / "run")
+
+    if quick:
+        return measure()
+    file = f"evidence_runs/{name.replace(', ', '-').replace(' ', '-')}"
+    return kept(file, dataclasses.asdict(config), measure)

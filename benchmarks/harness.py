@@ -53,6 +53,27 @@ class Timing(NamedTuple):
         return max(self.first - self.median, 0.0)
 
 
+def kept(name: str, config: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """What `measure` returned for this config, now or at an earlier time, in `results/NAME.json`.
+
+    Long benchmarks consist of such pieces, so that they go on after an interruption, also on another machine.
+
+    Args:
+      name: of the piece, with its folder: "t_regs_runs/mse-0".
+      config: all that the piece depends on, as JSON takes it; what another config gave is measured anew.
+      measure: makes it, as JSON takes it.
+    """
+    file, wanted = RESULTS / f"{name}.json", json.loads(json.dumps(config))
+    if file.exists():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["config"] == wanted:
+            return record["found"]
+    found = measure()
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps({"config": wanted, "found": found}, indent=1), encoding="utf-8")
+    return found
+
+
 def compare(
     contestants: Mapping[str, Callable[[], Any]],
     repetitions: int = 5,

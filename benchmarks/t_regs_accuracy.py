@@ -7,7 +7,7 @@ when the code changes): an interrupted benchmark goes on, also on another machin
 """
 
 import dataclasses
-import json
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS
-from jaxlab.files import atomic_file
+from benchmarks.harness import kept
 from jaxlab.recipes import t_regs
 
 _METHODS: tuple[t_regs.Objective, ...] = ("mse", "mse+tregs", "vicreg")
@@ -50,7 +49,9 @@ def runs_of(methods: Sequence[t_regs.Objective], seeds: int, quick: bool) -> dic
         for method in methods:
             preset = t_regs.PRESETS["smoke" if quick else "cpu"]
             config = dataclasses.replace(preset, method=method, seed=seed, probe_every=preset.max_epochs)
-            found[method].append(_summary(config) if quick else _kept(config))
+            measure = functools.partial(_summary, config)
+            name = f"t_regs_runs/{method}-{seed}"
+            found[method].append(measure() if quick else kept(name, dataclasses.asdict(config), measure))
     return found
 
 
@@ -69,17 +70,3 @@ def row_of(method: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _summary(config: t_regs.Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         return t_regs.run(config, out=Path(folder) / "run")
-
-
-def _kept(config: t_regs.Config) -> dict[str, Any]:
-    """The summary, measured only where no run of the same options has been kept."""
-    options = dataclasses.asdict(config)
-    file = RESULTS / "t_regs_runs" / f"{config.method}-{config.seed}.json"
-    if file.exists():
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["config"] == options:
-            return record["summary"]
-    summary = _summary(config)
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps({"config": options, "summary": summary}, indent=1), encoding="utf-8")
-    return summary

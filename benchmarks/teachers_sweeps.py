@@ -6,7 +6,6 @@ of each finished sweep are kept in `results/teachers_sweeps_runs` (delete it whe
 was stopped goes on in the cache directory. Reference: arXiv:1910.07224, section 4.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -61,19 +60,17 @@ def _curves(
 ) -> dict[str, list[float]]:
     """Quartiles and mean of mastered cells, in percent, at these episodes."""
     name = "-".join((teacher, *setting.options[1::2], str(episodes), str(seeds)))
-    file = harness.RESULTS / "teachers_sweeps_runs" / f"{name}.json"
-    if not quick and file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
-    out = None if quick else cache_dir("benchmarks", "teachers_sweeps") / name
-    swept = run_sweep(teacher, episodes, seeds, *setting.options, out=out)
-    quartiles = np.quantile(swept.curves, [0.25, 0.5, 0.75], axis=0)
-    curves = dict(zip(_QUARTILES, quartiles, strict=True)) | {"mean": swept.curves.mean(0)}
-    found = {which: np.round(curve, 3).tolist() for which, curve in curves.items()}
-    found["episodes"] = swept.episodes.tolist()
-    if not quick:
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(found), encoding="utf-8")
-    return found
+
+    def measure() -> dict[str, list[float]]:
+        out = None if quick else cache_dir("benchmarks", "teachers_sweeps") / name
+        swept = run_sweep(teacher, episodes, seeds, *setting.options, out=out)
+        quartiles = np.quantile(swept.curves, [0.25, 0.5, 0.75], axis=0)
+        curves = dict(zip(_QUARTILES, quartiles, strict=True)) | {"mean": swept.curves.mean(0)}
+        found = {which: np.round(curve, 3).tolist() for which, curve in curves.items()}
+        return found | {"episodes": swept.episodes.tolist()}
+
+    options = {"teacher": teacher, "options": setting.options, "episodes": episodes, "seeds": seeds}
+    return measure() if quick else harness.kept(f"teachers_sweeps_runs/{name}", options, measure)
 
 
 def _figure(found: Mapping[tuple[_Setting, str], Mapping[str, list[float]]]) -> None:

@@ -129,3 +129,11 @@ def test_peer_that_cannot_be_installed_leaves_nothing_behind(monkeypatch, tmp_pa
     assert list((tmp_path / "cache" / "peers").iterdir()) == []
     with pytest.raises(InputError, match="peer 'other' is missing"):
         peers.run_peer("other", {}, folder=tmp_path)
+
+
+def test_pieces_are_measured_once_for_a_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    calls = iter([[1.5], [2.5]])
+    assert harness.kept("runs/a", {"sizes": (1, 2)}, lambda: next(calls)) == [1.5]
+    assert harness.kept("runs/a", {"sizes": (1, 2)}, lambda: next(calls)) == [1.5]
+    assert harness.kept("runs/a", {"sizes": (1, 3)}, lambda: next(calls)) == [2.5]
