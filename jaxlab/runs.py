@@ -98,14 +98,13 @@ class RunFolder:
         self._manager: orbax.checkpoint.CheckpointManager | None = None
         opened = self._opened(out, config, resume)
         self.path, self.resumed = Path(opened["path"]), opened["resumed"]
-        self.summary = read_json(self.path / "summary.json")
-        self._rows = read_metrics(self.path)  # what processes that do not write have seen
-        rows = self._rows
+        self.summary = opened["summary"]
+        self._rows = rows = opened["rows"]  # what processes that do not write have seen
         self._seconds_before = float(rows[-1].get("seconds", 0.0)) if rows else 0.0
         self._started = time.monotonic()
 
     def _opened(self, out: str | os.PathLike[str] | None, config: Any, resume: bool) -> dict[str, Any]:
-        """Path of the folder, and whether it was there; of several processes the first one opens it for all."""
+        """Path of the folder, and what it holds; of several processes the first one opens it for all."""
         if self._alone:
             return self._open(out, config, resume)
         from jaxlab.parallel.hosts import from_first
@@ -146,7 +145,12 @@ class RunFolder:
             record = {"system": self.system, "jaxlab": jaxlab.__version__, "config": config_as_json(config)}
             _write_json(self.path / "config.json", record)
         _drop_torn_line(self.path / "metrics.jsonl")
-        return {"path": os.fspath(self.path), "resumed": recorded is not None}
+        return {
+            "path": os.fspath(self.path),
+            "resumed": recorded is not None,
+            "summary": read_json(self.path / "summary.json"),
+            "rows": read_metrics(self.path),
+        }
 
     def __enter__(self) -> Self:
         return self

@@ -40,9 +40,12 @@ def run_system(argv: list[str]) -> int:
         again = f"{command}{'' if '--resume' in words else ' --resume'} --out {shlex.quote(str(out))}"
         sys.stderr.write(f"\ninterrupted; what was done is kept. Continue with:\n  {again}\n")
         return 130
-    rows = recipe.table(summary) if hasattr(recipe, "table") else _two_columns(summary)
-    print_table(rows)
-    sys.stdout.write(f"run folder: {out}\n")
+    from jaxlab.parallel import joined
+
+    if joined()[0] == 0:  # of several processes the first one says what all have found
+        rows = recipe.table(summary) if hasattr(recipe, "table") else _two_columns(summary)
+        print_table(rows)
+        sys.stdout.write(f"run folder: {out}\n")
     return 0
 
 

@@ -77,7 +77,7 @@ def sweep_system(argv: list[str]) -> int:
         again += "" if out is None else f" --out {shlex.quote(str(out))}"
         sys.stderr.write(f"\ninterrupted; what was done is kept. Continue with:\n  {again}\n")
         return 130
-    if summary:
+    if parallel.joined()[0] == 0:
         print_table(summary["combinations"])
         sys.stdout.write(f"{summary['runs']} runs, {summary['rows']} rows; folder: {summary['folder']}\n")
     return 0

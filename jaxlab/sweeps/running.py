@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlab.errors import InputError, ResourceError
+from jaxlab.errors import InputError
 from jaxlab.files import atomic_file
-from jaxlab.parallel import make_mesh
+from jaxlab.parallel import from_first, make_mesh
 from jaxlab.progress import Progress, Stage
 from jaxlab.runs import RunFolder
 from jaxlab.sweeps.figures import figures
@@ -101,39 +101,27 @@ def sweep(
 
 
 class _Folder:
-    """The run folder in process 0; in others nothing is written, and what is kept is told by process 0."""
+    """The run folder that all processes share; process 0 alone reads and writes what is kept of chunks."""
 
     def __init__(self, out: str | Path | None, asked: _Asked, resume: bool, system: str) -> None:
         self.first = jax.process_index() == 0
-        error: Exception | None = None
-        self.folder: RunFolder | None = None
-        if self.first:
-            try:
-                self.folder = RunFolder(out, asked, resume, system=system)
-            except (InputError, ResourceError) as raised:
-                error = raised
-        if _agreed(error is not None):
-            raise error or ResourceError("process 0 could not open the sweep's folder; its message says why")
-        finished = self.folder is not None and self.folder.summary is not None
-        self.summary = (self.folder.summary if self.folder else {}) if _agreed(finished) else None
+        self.folder = RunFolder(out, asked, resume, system=system)
+        self.summary = self.folder.summary
 
     def __enter__(self) -> "_Folder":
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        if self.folder is not None:
-            self.folder.__exit__(*failure)
+        self.folder.__exit__(*failure)
 
     def kept(self, key: str) -> dict[str, np.ndarray] | None:
         """Results of a chunk that were kept; in other processes {} if there are some."""
-        found = None
-        if self.folder is not None:
-            found = _read_chunk(self.folder.path / "chunks" / f"{key}.npz")
-        return (found or {}) if _agreed(found is not None) else None
+        found = _read_chunk(self.folder.path / "chunks" / f"{key}.npz") if self.first else None
+        return (found or {}) if from_first(found is not None) else None
 
     def keep(self, key: str, results: Mapping[str, np.ndarray]) -> None:
         """Writes the results of a chunk."""
-        if self.folder is not None:
+        if self.first:
             arrays: dict[str, Any] = dict(results)
             with (
                 atomic_file(self.folder.artefact(f"chunks/{key}.npz")) as temporary,
@@ -143,8 +131,8 @@ class _Folder:
 
     def finish(self, table: Table | None, points: Grid, sweepable: Sweepable) -> dict[str, Any]:
         """Table, figures and summary; the chunks go."""
-        if self.folder is None or table is None:
-            return {}
+        if table is None:
+            return self.folder.finish({})
         write_table(table, self.folder.artefact("results"))
         names = [name for name in sweepable.shown or _results(table, points, sweepable) if name in table]
         figures(self.folder, table, points, sweepable, names)
@@ -157,15 +145,6 @@ class _Folder:
         finished = self.folder.finish(summary)
         shutil.rmtree(self.folder.path / "chunks", ignore_errors=True)
         return finished
-
-
-def _agreed(here: bool) -> bool:
-    """What process 0 says."""
-    if jax.process_count() == 1:
-        return here
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(here)))
 
 
 def _all_programs(work: _Work, points: Grid, folder: _Folder, progress: Progress) -> Table | None:
