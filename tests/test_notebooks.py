@@ -16,8 +16,16 @@ def test_there_are_notebooks_with_outputs():
         assert any(cell.outputs for cell in cells), f"{path.name} was committed without outputs"
 
 
+LONG = ("models", "pvq", "surgeon")
+"""Two minutes each or more on two cores, more than CI has time for."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.long] if path.stem in LONG else []) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     import nbformat
     from nbclient import NotebookClient
