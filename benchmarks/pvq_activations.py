@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxlab import data
-from jaxlab.models import dense, evaluate, load
+from jaxlab.models import Evaluation, dense, evaluate, load
 from jaxlab.quantization.pvq_inputs import CodedInputs, InputSpec, with_coded_inputs
 from jaxlab.quantization.spec import PVQSpec
 
@@ -42,16 +42,20 @@ def run(quick: bool) -> list[dict[str, Any]]:
     for (weights, inputs), params in models.items():
         found = evaluate(params, model.cfg, tokens)
         base = found if base is None else base
-        paired = found.window_nll - base.window_nll
-        rows.append(
-            {
-                "weight bits": WEIGHTS.rate if weights == "4" else 16,
-                "input bits": INPUTS[inputs].rate if inputs in INPUTS else 16,
-                "ppl": found.ppl,
-                "x base": found.ppl / base.ppl,
-                "NLL increase": float(paired.mean()),
-                "standard error": float(paired.std(ddof=1) / count**0.5) if count > 1 else None,
-                "test tokens": found.scored_tokens,
-            }
-        )
+        rows.append(row_of(weights, inputs, found, base))
     return rows
+
+
+def row_of(weights: str, inputs: str, found: Evaluation, base: Evaluation) -> dict[str, Any]:
+    """Table row of a model with these weights and inputs, beside the unquantized one on the same windows."""
+    paired = found.window_nll - base.window_nll
+    count = len(paired)
+    return {
+        "weight bits": WEIGHTS.rate if weights == "4" else 16,
+        "input bits": INPUTS[inputs].rate if inputs in INPUTS else 16,
+        "ppl": found.ppl,
+        "x base": found.ppl / base.ppl,
+        "NLL increase": float(paired.mean()),
+        "standard error": float(paired.std(ddof=1) / count**0.5) if count > 1 else None,
+        "test tokens": found.scored_tokens,
+    }

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.pvq_activations import INPUTS, MODEL, WEIGHTS
+from benchmarks.pvq_activations import INPUTS, MODEL, WEIGHTS, row_of
 from jaxlab import data
 from jaxlab.models import Evaluation, hidden_logprobs, init_cache, load
 from jaxlab.models.transformer import forward
@@ -65,20 +65,13 @@ def run(quick: bool) -> list[dict[str, Any]]:
         code = None if name is None else CODES[name]
         found, bits = _evaluate(params, model.cfg, tokens, code, offset)
         base = found if base is None else base
-        paired = found.window_nll - base.window_nll
         rows.append(
             {
                 "cache": name or "float32",
                 "keys": "as they are" if offset is None else "less their mean",
                 "cache bits": bits,
-                "weight bits": WEIGHTS.rate if weights == "4" else 16,
-                "input bits": INPUTS[inputs].rate if inputs in INPUTS else 16,
-                "ppl": found.ppl,
-                "x base": found.ppl / base.ppl,
-                "NLL increase": float(paired.mean()),
-                "standard error": float(paired.std(ddof=1) / count**0.5) if count > 1 else None,
-                "test tokens": found.scored_tokens,
             }
+            | row_of(weights, inputs, found, base)
         )
     return rows
 

@@ -9,7 +9,6 @@ Gaussian weights, and rows of SmolLM2 after rotation; gains in full precision.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,9 +104,11 @@ def _e8(x: np.ndarray, pulses: range) -> list[dict[str, Any]]:
         both = np.where(nearer[:, None], halves, integers)
         found.append((k, points, _distortion(x, integers), _distortion(x, both)))
     bits = np.array([math.log2(points[0]) for _, points, _, _ in found])
-    law: Callable[[float], float] = lambda wanted: float(  # noqa: E731
-        np.exp(np.interp(wanted, bits, np.log([plain for _, _, plain, _ in found])))
-    )
+
+    def law(wanted: float) -> float:
+        """Distortion of plain integers at so many bits."""
+        return float(np.exp(np.interp(wanted, bits, np.log([plain for _, _, plain, _ in found]))))
+
     rows = []
     for k, points, _, extended in found:
         wanted = math.log2(sum(points))

@@ -18,7 +18,7 @@ from jaxlab.phylogeny.genes import require_genes
 from jaxlab.phylogeny.probing import ProbeOptions, encode_genes, probe, write_genes
 from jaxlab.progress import Progress
 from jaxlab.recipes.phylolm_endpoint import Client, is_endpoint, parse_endpoint
-from jaxlab.recipes.phylolm_family import make_member, members
+from jaxlab.recipes.phylolm_family import Member, make_member, members
 from jaxlab.recipes.phylolm_genomes import Gathered, genome
 from jaxlab.recipes.phylolm_options import Config
 from jaxlab.recipes.phylolm_store import ProbeStore
@@ -69,15 +69,11 @@ def given_models(config: Config) -> list[Source]:
 def made_models(config: Config, progress: Progress) -> list[Source]:
     """The family of known history."""
     family = config.family()
-    return [
-        Source(
-            one.name,
-            one.family,
-            lambda one=one: contextlib.nullcontext(make_member(one, family, progress)),  # type: ignore[misc]  # default
-            one.leaf,
-        )
-        for one in members(family)
-    ]
+
+    def opened(one: Member) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+        return lambda: contextlib.nullcontext(make_member(one, family, progress))
+
+    return [Source(one.name, one.family, opened(one), one.leaf) for one in members(family)]
 
 
 def _name(source: str) -> str:

@@ -33,7 +33,10 @@ def run_command(system, config, out):
 def kill_at(milestone, processes):
     """Kills processes once the path `milestone` exists."""
     deadline = time.monotonic() + 240
-    running = lambda: all(process.poll() is None for process in processes)  # noqa: E731
+
+    def running():
+        return all(process.poll() is None for process in processes)
+
     while not milestone.exists() and running() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert running(), "the run ended before it could be killed"
