@@ -226,9 +226,8 @@ def take_part(
         dim = cfg.head_dim
         ranges = []
         for head in range(first // dim, -(-last // dim)):
-            shift = (
-                2 * head + third
-            ) * dim  # row r of head h is row (3 h + third) dim + r - h dim of the tensor
+            # Row r of head h is row (3 h + third) dim + r - h dim of the tensor.
+            shift = (2 * head + third) * dim
             ranges.append((max(first, head * dim) + shift, min(last, (head + 1) * dim) + shift))
     pieces = [
         read((*others[::-1], slice(*ends))).T if layout.transposed else read((slice(*ends), *others))
