@@ -216,8 +216,7 @@ def test_two_processes_share_a_run_and_its_folder(alone, mesh, killed, tmp_path)
         assert not (out / "summary.json").exists()
         assert any((out / "checkpoints").rglob("ocdbt.process_1"))  # each process wrote its half
         command.append("--resume")
-    first, second = last_lines(*command)
-    assert first == second == f"run folder: {out}"
+    assert last_lines(*command) == [f"run folder: {out}", None]  # the first process speaks for both
     found, spread = losses(out, json.loads((out / "summary.json").read_text()))
     assert spread == pytest.approx(curve, rel=1e-3) and len(curve) == 20
     assert curve[-1] < 0.9 * curve[0]
