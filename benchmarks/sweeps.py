@@ -42,8 +42,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
     ratios = {"random_task_ratio": (0.1, 0.2)}
     circuits = qaoa.Config(graph="petersen", starts=1, steps=20 if quick else 100)
     cases = [
-        _Case(qaoa, circuits, rates, 8 if quick else 16, 1e-6),
-        _Case(alp_gmm, alp_gmm.Config(episodes=1000 if quick else 10_000), ratios, 8 if quick else 32, 0.0),
+        _Case(qaoa, circuits, rates, 8 if quick else 64, 1e-6),
+        _Case(alp_gmm, alp_gmm.Config(episodes=1000 if quick else 20_000), ratios, 8 if quick else 32, 0.0),
     ]
     return [row for case in cases for row in _rows(case, quick)]
 
