@@ -181,11 +181,13 @@ def _figure(curves: dict[str, Swept]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(8, 5))
-    for teacher, own in sorted(curves.items(), key=lambda item: -item[1].curves[:, -1].mean()):
+    figure, axis = plt.subplots(figsize=(9, 5))
+    best_first = sorted(curves.items(), key=lambda item: -item[1].curves[:, -1].mean())
+    for number, (teacher, own) in enumerate(best_first):
+        color = plt.get_cmap("tab20")(number)
         low, middle, high = np.quantile(own.curves, [0.25, 0.5, 0.75], axis=0)
-        (line,) = axis.plot(own.episodes, middle, label=teacher)
-        axis.fill_between(own.episodes, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.plot(own.episodes, middle, label=teacher, color=color)
+        axis.fill_between(own.episodes, low, high, color=color, alpha=0.2, linewidth=0)
     for reference in _REFERENCE.values():
         axis.plot(np.arange(2000, 20_001, 2000), reference.curve, "k:", linewidth=1)
     axis.set(
@@ -194,7 +196,8 @@ def _figure(curves: dict[str, Swept]) -> None:
         title="median and quartiles over seeds; dotted: the reference's code",
     )
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
     with atomic_file(harness.RESULTS / "teachers_toy.png") as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
