@@ -76,7 +76,11 @@ def _cached(name: str) -> Path:
             for member in archive.namelist():
                 if member.startswith(f"{root}{name}_"):
                     (whole / member.removeprefix(root)).write_bytes(archive.read(member))
-            whole.rename(folder)  # all files or none
+            try:
+                whole.rename(folder)  # all files or none
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
     found = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob(f"{name}_*.txt"))))
     if found.hexdigest() != TU[name]:
         raise ResourceError(

@@ -1,10 +1,14 @@
 """Graphs of the TU collection against its counts, and damaged folders."""
 
+import contextlib
+import shutil
+import zipfile
+
 import networkx as nx
 import numpy as np
 import pytest
 
-from jaxlab.data import tu_graphs
+from jaxlab.data import graphs, tu_graphs
 from jaxlab.errors import InputError, ResourceError
 from jaxlab.files import cache_dir
 
@@ -72,3 +76,24 @@ def test_a_damaged_copy_in_the_cache_is_named(tmp_path, monkeypatch):
         (own / name).write_bytes(content[:-4] if name == "MUTAG_A.txt" else content)
     with pytest.raises(ResourceError, match="wrong checksum .* delete the folder"):
         tu_graphs("MUTAG")
+
+
+def test_a_set_that_another_process_fetches_meanwhile_is_taken_as_it_is(tmp_path, monkeypatch):
+    known = tu_graphs("MUTAG")
+    files = list((cache_dir("data") / "MUTAG").iterdir())
+    monkeypatch.setenv("JAXLAB_CACHE", str(tmp_path))
+
+    @contextlib.contextmanager
+    def wheel_while_another_is_faster(*_):
+        wheel = tmp_path / "grakel.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for file in files:
+                archive.write(file, f"grakel/tests/data/MUTAG/{file.name}")
+        (tmp_path / "data" / "MUTAG").mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, tmp_path / "data" / "MUTAG")
+        yield wheel
+
+    monkeypatch.setattr(graphs, "fetched_wheel", wheel_while_another_is_faster)
+    assert len(tu_graphs("MUTAG")) == len(known) == 188
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["MUTAG"]
