@@ -16,8 +16,8 @@ def test_there_are_notebooks_with_outputs():
         assert any(cell.outputs for cell in cells), f"{path.name} was committed without outputs"
 
 
-LONG = ("models", "pvq", "surgeon")
-"""Two minutes each or more on two cores, more than CI has time for."""
+LONG = ("models", "phylolm", "pvq", "surgeon", "teachers")
+"""Between one and three minutes each on two cores, more than CI has time for."""
 
 
 @pytest.mark.slow
