@@ -130,19 +130,19 @@ def test_sampled_labels_have_a_backward_pass_each_and_average_to_the_fisher_info
     exact = dict.fromkeys(LINEARS, 0.0)
 
     gradients_at = jax.jit(jax.vmap(lambda labels: explicit_gradients(params, cfg, tokens, labels)))
-    draws, total = 400, dict.fromkeys(LINEARS, 0.0)
-    for start in range(0, draws, 50):
+    draws, together, total = 400, 8, dict.fromkeys(LINEARS, 0.0)
+    for start in range(0, draws, together):
         factors = accumulate(
             params,
             cfg,
             tokens,
             init_factors(params),
             fisher="mc",
-            draws=50,
+            draws=together,
             key=jax.random.fold_in(jax.random.key(0), start),
         )
         for name in LINEARS:
-            total[name] = total[name] + np.asarray(factors.G[name]) * 50 / draws
+            total[name] = total[name] + np.asarray(factors.G[name]) * together / draws
     for position in range(3):
         labels = np.zeros((cfg.vocab_size, 1, 3), np.int32)
         others = gradients_at(labels[:1])
