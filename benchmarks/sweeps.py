@@ -3,8 +3,8 @@
 QAOA of four layers on Petersen's graph, a grid of learning rates and seeds, and ALP-GMM on the hypercube.
 By hand: one jitted function of all runs, called once: `lax.map` over blocks of as many runs as the sweep takes side by
 side and, where these are several, `vmap` over all runs. "whole" is a whole sweep, from options to CSV, parquet and
-figures, less the seconds that its compilation takes; "calls" its compiled program alone, chunk by chunk. All on one
-device, in turns, results equal.
+figures, less the seconds that its compilation takes, after a first one that imports what tables and figures need and
+is not counted; "calls" its compiled program alone, chunk by chunk. All on one device, in turns, results equal.
 """
 
 import functools
